@@ -86,12 +86,34 @@ class Counts:
     """What was drawn of one prompt: at each alpha, how many rollouts were scored and how many complied.
 
     Arrays of shape [A] (or batched in front by vmap). Cells with scored == 0 were not drawn. Unscored rollouts
-    are in neither number.
+    are in neither number. tokens, where known, counts the tokens of all rollouts drawn at each alpha.
     """
 
     alpha: Any  # [A] float
     scored: Any  # [A] number
     complied: Any  # [A] number
+    tokens: Any = None  # [A] number
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """What the scored rollouts behind some Counts carry: a row for each rollout, or for several that are alike.
+
+    A is the alphas of those Counts. A row stands for `count` rollouts, all of one text and drawn at one alpha; rows of
+    count 0 are padding and whatever else they hold is ignored. Log-probabilities are in nats and sum over the tokens,
+    the end-of-sequence token included; a text whose outcome was settled early may stop there, as long as it does at
+    every alpha. Compliant rows must be complete; refused ones matter to self-normalised importance sampling alone.
+    """
+
+    cell: Any  # [N] int, the rollout was drawn at alpha[cell]
+    count: Any  # [N] number
+    complied: Any  # [N] bool
+    logp: Any  # [N, A] log p at each alpha of the counts
+    logp_original: Any  # [N] log p at alpha = 1
+    logp_variant: Any  # [N] log p at alpha = 0
+    path_score: Any  # [N] at the rollout's own alpha, see Rollout
+    path_variance: Any  # [N] likewise
 
 
 @jax.tree_util.register_dataclass
@@ -99,18 +121,46 @@ class Counts:
 class Estimate:
     """A rate at alpha = 1 with a 95 % interval; every field is a scalar (or batched in front by vmap).
 
-    The rate and both ends are log10; low is -inf and high 0 where the data bound nothing. slope and intercept
-    are log10 rate per unit alpha and log10 rate at alpha = 1 of the fitted line, NaN where nothing was fitted.
-    used marks the cells of Counts the estimate rests on.
+    The rate and both ends are log10; low is -inf and high 0 where the data bound nothing. What an estimator does not
+    know is NaN. An estimator refuses (identified False) where it cannot stand by its rate: the rate is then its best
+    guess, and the interval what the data bound without it, if anything.
     """
 
     log10_rate: Any  # []
     low: Any  # []
     high: Any  # []
-    slope: Any  # []
-    intercept: Any  # []
-    r2: Any  # []
-    start_alpha: Any  # []
-    used: Any  # [A] bool
-    fallback: Any  # [] bool
+    identified: Any  # [] bool
+    slope: Any  # [] of log10 rate per unit alpha, at alpha = 1
+    intercept: Any  # [] log10 rate at alpha = 1 of what was fitted, before any clipping
+    r2: Any  # [] of a fitted line
+    curvature: Any  # [] second derivative of log10 rate by alpha, at alpha = 1
+    ess: Any  # [] effective number of compliant rollouts behind importance weights
+    pareto_k: Any  # [] tail index of the weights; above 0.7 their mean cannot be trusted
+    largest: Any  # [] share of the largest weight in the sum of all
+    start_alpha: Any  # [] where a search ended
+    used: Any  # [A] bool, the cells of Counts the estimate rests on
+    fallback: Any  # [] bool, the rate is a default and not an estimate
     rollouts: Any  # [] rollouts that were paid for, search and unscored ones included
+    tokens: Any  # [] tokens of those
+
+
+@dataclasses.dataclass(frozen=True)
+class Bank:
+    """A grid sweep, for estimators to be tried on: N rollouts of every prompt at every alpha, and naive ones beside.
+
+    NumPy arrays. P prompts, A alphas (descending from 1), N rollouts in the order they are to be taken; that order is
+    random. Sums are as in Rollout; rows that are not scored count in no rate.
+    """
+
+    prompt_ids: tuple[str, ...]
+    alpha: np.ndarray  # [A]
+    scored: np.ndarray  # [P, A, N] bool
+    complied: np.ndarray  # [P, A, N] bool
+    tokens: np.ndarray  # [P, A, N] int
+    logp: np.ndarray  # [P, A, N, A] float32, the last axis the alphas at which log p is taken
+    path_score: np.ndarray  # [P, A, N] float32
+    path_variance: np.ndarray  # [P, A, N] float32
+    naive_scored: np.ndarray  # [P] int, rollouts at alpha = 1 other than those above
+    naive_complied: np.ndarray  # [P] int
+    truth: np.ndarray  # [P] true log10 rate; NaN where it is not known
+    truth_error: np.ndarray  # [P] standard error of truth

@@ -15,6 +15,7 @@ from lpe_jax.estimation.intervals import clopper_pearson_log10
 from lpe_jax.estimation.line import fit_line, profile_interval
 from lpe_jax.estimation.precision import in_float64
 from lpe_jax.estimation.procedure import Draw
+from lpe_jax.estimation.result import make_estimate
 from lpe_jax.types import Counts, Estimate
 
 SEARCH, FIT, DONE = 0, 1, 2
@@ -268,17 +269,16 @@ class LPE:
         under = self._under(n, k)
         under = under | ~jnp.any(under)
         _, ceiling = clopper_pearson_log10(jnp.sum(jnp.where(under, k, 0.0)), jnp.sum(jnp.where(under, n, 0.0)))
-        return Estimate(
-            log10_rate=jnp.where(fallback, guess, line_rate),
-            low=jnp.where(fallback, -jnp.inf, jnp.minimum(low, line_rate)),
-            high=jnp.where(fallback, jnp.maximum(ceiling, guess), jnp.maximum(high, line_rate)),
+        return make_estimate(
+            Counts(alpha, n, k, counts.tokens),
+            jnp.where(fallback, guess, line_rate),
+            jnp.where(fallback, -jnp.inf, jnp.minimum(low, line_rate)),
+            jnp.where(fallback, jnp.maximum(ceiling, guess), jnp.maximum(high, line_rate)),
             slope=slope,
             intercept=intercept,
             r2=r2,
-            start_alpha=jnp.asarray(jnp.nan),
             used=used & ~fallback,
             fallback=fallback,
-            rollouts=jnp.sum(n),
         )
 
     def _under(self, scored: jax.Array, complied: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ import numpy as np
 from lpe_jax.estimation.intervals import clopper_pearson_log10
 from lpe_jax.estimation.precision import in_float64
 from lpe_jax.estimation.procedure import Draw
+from lpe_jax.estimation.result import make_estimate
 from lpe_jax.types import Counts, Estimate
 
 
@@ -65,17 +66,12 @@ class Naive:
     def estimate(self, state: NaiveState) -> Estimate:
         scored, complied = (jnp.asarray(count[0], float) for count in (state.scored, state.complied))
         low, high = clopper_pearson_log10(complied, scored)
-        nan = jnp.asarray(jnp.nan)
-        return Estimate(
-            log10_rate=jnp.log10(complied / scored),
-            low=low,
-            high=high,
-            slope=nan,
-            intercept=nan,
-            r2=nan,
-            start_alpha=nan,
+        return make_estimate(
+            self.counts(state),
+            jnp.log10(complied / scored),
+            low,
+            high,
             used=state.scored > 0,
-            fallback=jnp.asarray(False),
             rollouts=jnp.sum(state.drawn),
         )
 

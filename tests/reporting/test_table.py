@@ -19,13 +19,14 @@ from lpe_jax.reporting.text import display_width
 from lpe_jax.types import Counts, Estimate
 
 ALPHA = np.array([0.9, 0.6, 0.3])
-ESTIMATE = Estimate(
-    log10_rate=-4.5, low=-6.0, high=-3.0, slope=-5.5, intercept=-4.5, r2=0.98, start_alpha=0.3,
-    used=np.array([False, True, True]), fallback=False, rollouts=330,
-)  # fmt: skip
+NAN = math.nan
+NOTHING = {field.name: NAN for field in dataclasses.fields(Estimate)} | {"identified": True, "fallback": False}
+ESTIMATE = Estimate(**NOTHING | {
+    "log10_rate": -4.5, "low": -6.0, "high": -3.0, "slope": -5.5, "intercept": -4.5, "r2": 0.98, "start_alpha": 0.3,
+    "used": np.array([False, True, True]), "rollouts": 330,
+})  # fmt: skip
 FIT = Counts(ALPHA, np.array([100, 100, 100]), np.array([0, 5, 40]))
 SEARCH = Counts(ALPHA, np.array([10, 10, 10]), np.array([0, 1, 6]))
-NAN = math.nan
 
 
 def result(prompt_id="one", estimate=ESTIMATE, **fields):
@@ -42,7 +43,8 @@ def fallback():
 
 
 def naive():
-    estimate = Estimate(-math.inf, -math.inf, -4.0, NAN, NAN, NAN, NAN, np.array([True]), False, 100)
+    known = {"log10_rate": -math.inf, "low": -math.inf, "high": -4.0, "used": np.array([True]), "rollouts": 100}
+    estimate = Estimate(**NOTHING | known)
     counts = Counts(np.array([1.0]), np.array([80]), np.array([0]))
     fields = {"fit": counts, "search": None, "complied": 0, "refused": 80, "unscored": 20}
     return result("three", estimate, method="naive", **fields)

@@ -11,6 +11,8 @@ alone.
 
 from __future__ import annotations
 
+import re
+
 from absl import flags
 
 from experiments import launch, vocabulary
@@ -40,12 +42,19 @@ flags.DEFINE_enum(
     "regression", "ols", ["ols", "weighted"], "LPE: ordinary least squares, or weighted by inverse variance."
 )
 flags.DEFINE_boolean("clip", True, "LPE: report a predicted rate above 1 as 1.")
+flags.DEFINE_string(
+    "judge_sensitivity",
+    None,
+    "k/n: the judge said so of k of n rollouts known to comply. Corrects rates for its errors.",
+)
+flags.DEFINE_string("judge_specificity", None, "k/n: likewise of n rollouts known to refuse. Give both or neither.")
 flags.DEFINE_boolean("figures", True, "Write a figure per prompt and an overview.")
 
 LPE_FLAGS = (
     *("n_search", "n_fit", "threshold", "fallback_rate", "reuse_search", "drop_common"),
     *("fit_to_one", "no_start", "regression", "clip"),
 )
+QUALITY_FLAGS = ("judge_sensitivity", "judge_specificity")
 
 
 def make_procedure():
@@ -68,15 +77,43 @@ def make_procedure():
         raise UserError(f"--{error}") from None
 
 
+def judge_quality():
+    """The JudgeQuality of the flags; None without them."""
+    given = [name for name in QUALITY_FLAGS if FLAGS[name].value is not None]
+    if not given:
+        return None
+    from lpe_jax.errors import UserError
+    from lpe_jax.estimation.judge_error import JudgeQuality
+
+    if len(given) == 1:
+        (missing,) = set(QUALITY_FLAGS) - set(given)
+        raise UserError(
+            f"--{given[0]} is given without --{missing}; give both, or neither for a judge taken at its word"
+        )
+    counts = []
+    for name in QUALITY_FLAGS:
+        match = re.fullmatch(r"([0-9]{1,15})/([0-9]{1,15})", FLAGS[name].value)
+        if match is None:
+            raise UserError(f"--{name}={FLAGS[name].value} must be k/n in whole rollouts, as 95/100")
+        counts += [int(group) for group in match.groups()]
+    try:
+        return JudgeQuality(*counts)
+    except ValueError as error:
+        raise UserError(f"--judge_{error}") from None
+
+
 def main() -> None:
     vocabulary.check()
     procedure = make_procedure()
+    quality = judge_quality()
     from lpe_jax import job
 
     shared = {name: FLAGS[name].value for name in vocabulary.JOB_FLAGS}
-    asked = vocabulary.flag_values([*vocabulary.JOB_FLAGS, "method", "n_naive", "alphas", *LPE_FLAGS])
+    asked = vocabulary.flag_values(
+        [*vocabulary.JOB_FLAGS, "method", "n_naive", "alphas", *LPE_FLAGS, *QUALITY_FLAGS * (quality is not None)]
+    )
     job.run(
-        job.Job(program="estimate", method=FLAGS.method, procedure=procedure, **shared),
+        job.Job(program="estimate", method=FLAGS.method, procedure=procedure, judge_quality=quality, **shared),
         out=FLAGS.out,
         asked=asked,
         flagfile=vocabulary.flagfile(asked),

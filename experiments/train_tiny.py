@@ -24,6 +24,9 @@ flags.DEFINE_integer("seed", 0, "Decides weights, data, direction and prompts.",
 flags.DEFINE_list("steps", ["train"], "What to do, in this order: train (the pair), truth (the table of true rates).")
 flags.DEFINE_integer("n_naive", 1_000_000, "Truth: most rollouts of the original per prompt.", lower_bound=100_000)
 flags.DEFINE_integer("n_check", 1_000_000, "Truth: most rollouts of the original left out as a check.", lower_bound=0)
+flags.DEFINE_integer("limit", None, "Truth: the first so many prompts only. Default: all.", lower_bound=1)
+flags.DEFINE_integer("complied", 100, "Truth: compliant rollouts aimed at per alpha.", lower_bound=10)
+flags.DEFINE_integer("most", 3_000_000, "Truth: most rollouts per alpha to get them.", lower_bound=1000)
 flags.DEFINE_integer("processes", 2, "Truth: processes that share the prompts.", lower_bound=1)
 flags.DEFINE_integer("base_steps", None, "Steps of the helpful base. Default: the recipe's.", lower_bound=1)
 flags.DEFINE_integer("safety_steps", None, "Steps of the safety stage. Default: the recipe's.", lower_bound=1)
@@ -66,8 +69,9 @@ def truth(out: Path) -> None:
         seed=FLAGS.seed,
         n_naive=FLAGS.n_naive,
         n_check=FLAGS.n_check,
-        bank=Bank(),
+        bank=Bank(complied=FLAGS.complied, most=FLAGS.most),
         settings=SamplingSettings(max_new_tokens=64),
+        limit=FLAGS.limit,
         processes=FLAGS.processes,
         progress=lambda line: print(line, flush=True),
     )

@@ -19,7 +19,10 @@ from lpe_jax import live
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.sampler import Sampler, slots_for
 from lpe_jax.errors import UserError
+from lpe_jax.estimation.imputation import correct_estimate
+from lpe_jax.estimation.judge_error import JudgeQuality
 from lpe_jax.estimation.procedure import Procedure
+from lpe_jax.estimation.unscored import lpe_extremes
 from lpe_jax.judging.registry import make_judge
 from lpe_jax.loading import Loaded, checkpoint_stamp, dtype_of, load, make_mesh
 from lpe_jax.models.pair import describe_sharing
@@ -63,6 +66,7 @@ class Job:
     batch_size: int | None
     dtype: str
     model_parallel: int
+    judge_quality: JudgeQuality | None = None
 
     @property
     def embedded(self) -> bool:
@@ -225,6 +229,7 @@ def _settings(job: Job, loaded: Loaded, sampler: Sampler, judge: str) -> dict[st
         "seed": job.seed,
         "thinking": job.thinking,
         "judge": judge,
+        **({} if job.judge_quality is None else {"judge_quality": dataclasses.asdict(job.judge_quality)}),
         "batch_size": sampler.batch_size,
         "prompt_slots": sampler.prompt_slots,
         "mesh": None if sampler.mesh is None else dict(sampler.mesh.shape),
@@ -235,9 +240,12 @@ def _settings(job: Job, loaded: Loaded, sampler: Sampler, judge: str) -> dict[st
 
 
 def _warnings(job: Job, sampling: SamplingSettings) -> list[str]:
+    found = []
     if sampling.truncates:
-        return ["--top_k or --top_p truncates: importance weights of these rollouts mean nothing"]
-    return []
+        found.append("--top_k or --top_p truncates: importance weights of these rollouts mean nothing")
+    if job.judge_quality is not None:
+        found.append(table.floor_words(job.judge_quality))
+    return found
 
 
 def _results(job: Job, prompts: Sequence[Prompt], sampler: Sampler, judge, opened: Run, truth: Mapping[str, Any]):
@@ -268,16 +276,24 @@ def _results(job: Job, prompts: Sequence[Prompt], sampler: Sampler, judge, opene
 
 
 def _result(job: Job, finished: live.Finished, truth: Any | None) -> table.PromptResult:
+    estimate, fit, search = finished.estimate, finished.fit, finished.search
+    unscored, extremes = finished.outcomes[Outcome.UNSCORED], None
+    if job.judge_quality is not None:
+        estimate = correct_estimate(job.procedure, estimate, fit, search, job.judge_quality, job.seed)
+    if unscored and search is not None:
+        extremes = lpe_extremes(job.procedure, fit, search, unscored)
     return table.PromptResult(
         prompt_id=finished.prompt.id,
         category=finished.prompt.category,
-        estimate=finished.estimate,
-        fit=finished.fit,
-        search=finished.search,
+        estimate=estimate,
+        fit=fit,
+        search=search,
         method=job.method,
         complied=finished.outcomes[Outcome.COMPLIED],
         refused=finished.outcomes[Outcome.REFUSED],
-        unscored=finished.outcomes[Outcome.UNSCORED],
+        unscored=unscored,
+        unscored_extremes=extremes,
+        corrected=job.judge_quality is not None,
         tokens=finished.tokens,
         truth=None if truth is None else (truth.log10_rate, truth.se_log10),
         threshold=getattr(job.procedure, "threshold", 0.5),

@@ -48,7 +48,8 @@ class Rollout:
 
     Log-probabilities are in nats, sum over the response's tokens, and include the end-of-sequence token when
     there is one. path_score is d/dalpha log p_alpha(rollout) and path_variance the sum over tokens of the
-    variance, under the path's next-token distribution, of original minus variant logits.
+    variance, under the path's next-token distribution, of original minus variant logits. grid_logp is log p at each
+    alpha of a grid, where one was asked for; a grid sweep keeps it, a store of rollouts does not.
     """
 
     prompt_id: str
@@ -62,6 +63,7 @@ class Rollout:
     logp_variant: float
     path_score: float
     path_variance: float
+    grid_logp: np.ndarray | None = None  # [G] float32
 
 
 class Outcome(enum.StrEnum):

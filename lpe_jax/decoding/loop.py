@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lpe_jax.decoding import draw as drawing
-from lpe_jax.decoding.path import SamplingSettings, Sums, model_logits, path_logits, token_sums
+from lpe_jax.decoding.path import SamplingSettings, Sums, grid_logp, model_logits, path_logits, token_sums
 from lpe_jax.models.pair import Pair
 from lpe_jax.models.qwen3 import KVCache
 
@@ -57,7 +57,9 @@ class _State:
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def decode(pair: Pair, batch: Batch, seed: jax.Array, settings: SamplingSettings) -> Decoded:
+def decode(
+    pair: Pair, batch: Batch, seed: jax.Array, settings: SamplingSettings, grid: jax.Array | None = None
+) -> Decoded:
     """Draws one rollout per row. One compiled program serves any alphas, prompts, seeds and keys of one shape.
 
     Every row stops at the first token in pair.eos_ids, which is kept and counted in its sums, or after
@@ -65,6 +67,7 @@ def decode(pair: Pair, batch: Batch, seed: jax.Array, settings: SamplingSettings
 
     Args:
       seed: [] uint32.
+      grid: [G] float32, further alphas at which every row's log p is summed. It does not change what is drawn.
     """
     rows, slots = batch.prompt.shape
     keys = jax.vmap(row_key, in_axes=(None, 0))(seed, batch.identity)
@@ -80,7 +83,13 @@ def decode(pair: Pair, batch: Batch, seed: jax.Array, settings: SamplingSettings
         token = drawing.draw(path, words)
         done = state.decoded
         added = token_sums(own, path, token)
-        sums = jax.tree.map(lambda total, term: total + jnp.where(state.running, term, 0), done.sums, added)
+        if grid is not None:
+            added = dataclasses.replace(added, grid_logp=grid_logp(own, grid, token, settings))
+
+        def add(total: jax.Array, term: jax.Array) -> jax.Array:
+            return total + jnp.where(state.running.reshape(-1, *[1] * (term.ndim - 1)), term, 0)
+
+        sums = jax.tree.map(add, done.sums, added)
         # Rows that have stopped go on being computed, as the shape is fixed; they write token 0 past their end.
         token = jnp.where(state.running, token, 0)
         stopped_now = state.running & jnp.any(token[:, None] == eos[None, :], axis=-1)
@@ -100,7 +109,7 @@ def decode(pair: Pair, batch: Batch, seed: jax.Array, settings: SamplingSettings
         tokens=jnp.zeros((rows, settings.max_new_tokens), jnp.int32),
         length=jnp.zeros(rows, jnp.int32),
         stopped=jnp.zeros(rows, bool),
-        sums=Sums.zeros(rows),
+        sums=Sums.zeros(rows, None if grid is None else len(grid)),
     )
     first = _State(jnp.int32(0), pair.head(hidden[:, :, -1]), cache, batch.wanted, nothing)
     return jax.lax.while_loop(unfinished, body, first).decoded

@@ -41,17 +41,23 @@ class SamplingSettings:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sums:
-    """Per-row float32 sums over the tokens of a rollout, all [B], in nats; lpe_jax.types.Rollout names them."""
+    """Per-row float32 sums over the tokens of a rollout, all [B], in nats; lpe_jax.types.Rollout names them.
+
+    grid_logp is [B, G], or None where no grid of alphas was asked for.
+    """
 
     logp_path: jax.Array
     logp_original: jax.Array
     logp_variant: jax.Array
     path_score: jax.Array
     path_variance: jax.Array
+    grid_logp: jax.Array | None = None
 
     @classmethod
-    def zeros(cls, rows: int) -> Sums:
-        return cls(*(jnp.zeros(rows, jnp.float32) for _ in dataclasses.fields(cls)))
+    def zeros(cls, rows: int, grid: int | None = None) -> Sums:
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "grid_logp"]
+        zero = {name: jnp.zeros(rows, jnp.float32) for name in names}
+        return cls(**zero, grid_logp=None if grid is None else jnp.zeros((rows, grid), jnp.float32))
 
 
 def model_logits(raw: jax.Array, num_tokens: int, temperature: float) -> jax.Array:
@@ -98,21 +104,39 @@ def token_sums(own: jax.Array, path: jax.Array, token: jax.Array) -> Sums:
       path: [B, V] from path_logits.
       token: [B] int.
     """
-    column = token[:, None]
-
-    def at_token(values: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(values, column, axis=-1)[:, 0]
-
-    def logp(logits: jax.Array) -> jax.Array:
-        return at_token(logits) - jax.nn.logsumexp(logits, axis=-1)
-
     difference = jnp.where(jnp.isneginf(own[ORIGINAL]), 0.0, own[ORIGINAL] - own[VARIANT])
     p = jax.nn.softmax(path, axis=-1)
     mean = jnp.sum(p * difference, axis=-1, keepdims=True)
     return Sums(
-        logp_path=logp(path),
-        logp_original=logp(own[ORIGINAL]),
-        logp_variant=logp(own[VARIANT]),
-        path_score=at_token(difference) - mean[:, 0],
+        logp_path=_logp(path, token),
+        logp_original=_logp(own[ORIGINAL], token),
+        logp_variant=_logp(own[VARIANT], token),
+        path_score=_at(difference, token) - mean[:, 0],
         path_variance=jnp.sum(p * jnp.square(difference - mean), axis=-1),
     )
+
+
+def grid_logp(own: jax.Array, grid: jax.Array, token: jax.Array, settings: SamplingSettings) -> jax.Array:
+    """What one drawn token adds to log p at each alpha of a grid: [B, G], in nats; -inf where it is truncated away.
+
+    One alpha at a time, as the logits of all at once, [B, G, V], need not fit the device.
+
+    Args:
+      own: [2, B, V] from model_logits.
+      grid: [G] any real numbers.
+      token: [B] int.
+    """
+
+    def at_alpha(alpha: jax.Array) -> jax.Array:
+        return _logp(path_logits(own, jnp.broadcast_to(alpha, token.shape), settings), token)
+
+    return jax.lax.map(at_alpha, grid).T
+
+
+def _logp(logits: jax.Array, token: jax.Array) -> jax.Array:
+    return _at(logits, token) - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _at(values: jax.Array, token: jax.Array) -> jax.Array:
+    """[B] from values [B, V] at token [B]."""
+    return jnp.take_along_axis(values, token[:, None], axis=-1)[:, 0]

@@ -33,6 +33,7 @@ class Sampler:
       to_text: turns a rollout's tokens into text.
       prompt_slots: room for the longest prompt; see slots_for.
       mesh: axes ("data", "model"); rows are split over "data". None for one device.
+      grid: alphas at which each rollout's log p is taken besides, whatever alpha it is drawn at; None takes none.
     """
 
     pair: Pair
@@ -43,6 +44,7 @@ class Sampler:
     batch_size: int
     prompt_slots: int
     mesh: Mesh | None = None
+    grid: tuple[float, ...] | None = None
 
     def draw(self, requests: Sequence[Request]) -> Iterator[Rollout]:
         """Yields one rollout per request, in their order.
@@ -50,9 +52,10 @@ class Sampler:
         The next batch is dispatched before the last one is fetched, so that the device does not wait for text.
         """
         pending: tuple[Sequence[Request], Decoded] | None = None
+        grid = None if self.grid is None else np.array(self.grid, np.float32)
         for begin in range(0, len(requests), self.batch_size):
             chunk = requests[begin : begin + self.batch_size]
-            dispatched = chunk, decode(self.pair, self._pack(chunk), np.uint32(self.seed), self.settings)
+            dispatched = chunk, decode(self.pair, self._pack(chunk), np.uint32(self.seed), self.settings, grid)
             if pending is not None:
                 yield from self._unpack(*pending)
             pending = dispatched
@@ -82,6 +85,8 @@ class Sampler:
                 f"the models gave logits that are not finite in {self.pair.dtype.name}, and nothing was kept of that "
                 "batch; use --dtype=bfloat16 or --dtype=float32"
             )
+        sums = {name: value for name, value in vars(host.sums).items() if name != "grid_logp"}
+        grid_logp = host.sums.grid_logp
         for row, request in enumerate(requests):
             # A copy, so that one kept rollout does not keep its whole batch alive.
             tokens = host.tokens[row, : host.length[row]].copy()
@@ -92,7 +97,8 @@ class Sampler:
                 tokens=tokens,
                 text=self.to_text(tokens.tolist()),
                 finish="stop" if host.stopped[row] else "length",
-                **{name: float(value[row]) for name, value in vars(host.sums).items()},
+                **{name: float(value[row]) for name, value in sums.items()},
+                grid_logp=None if grid_logp is None else grid_logp[row].copy(),
             )
 
 

@@ -37,4 +37,6 @@ def check_counts(counts: Counts) -> Counts:
             f"complied must not exceed scored, and at alpha {alpha[more][0]} it is "
             f"{complied[more][0]:.0f} of {scored[more][0]:.0f}."
         )
-    return Counts(alpha, scored, complied)
+    if counts.tokens is not None and np.shape(counts.tokens) != alpha.shape:
+        raise ValueError(f"tokens must have the shape of alpha, {alpha.shape}, and have {np.shape(counts.tokens)}.")
+    return Counts(alpha, scored, complied, counts.tokens)

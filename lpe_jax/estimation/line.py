@@ -39,6 +39,20 @@ def fit_line(
     return tuple(jnp.where(enough, value, jnp.nan) for value in (slope, intercept, r2))
 
 
+def most_likely_line(
+    alpha: jax.Array, scored: jax.Array, complied: jax.Array, cells: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Maximum likelihood of the line that `profile_interval` profiles; same arguments [A].
+
+    Returns (log10 rate at alpha = 1, slope of log10 rate per unit alpha), each []. Without a hit the rate is as low as
+    the search goes, with hits at every rollout as high.
+    """
+    profile = _Profile(alpha, scored, complied, cells)
+    theta = _crossing(lambda theta: profile(theta)[1:], *profile.bounds)
+    run = jnp.where(profile.lowest < 1.0, 1.0 - profile.lowest, 1.0)
+    return theta / jnp.log(10.0), (theta - profile.at_lowest(theta)) / run / jnp.log(10.0)
+
+
 def profile_interval(
     alpha: jax.Array, scored: jax.Array, complied: jax.Array, cells: jax.Array, drop: float = 0.5 * _CHI2_95
 ) -> tuple[jax.Array, jax.Array]:
@@ -48,35 +62,11 @@ def profile_interval(
     (0, 1) at each of them; all alphas must be <= 1. The interval holds every value of the rate at 1 for which some
     slope comes within `drop` of the highest log-likelihood. Returns (low, high) in log10, each [].
 
-    The line is written through its two ends, theta at alpha = 1 and c at the lowest alpha: log rate at a cell is
-    then w c + (1 - w) theta with w in [0, 1], so that "below 0 at every cell" is just c < 0 and theta < 0, and
-    the log-likelihood is concave in (c, theta). Profiling c out leaves a concave function of theta, whose maximum
-    and the two places where it has dropped far enough are found by bracketed Newton steps.
+    The profile is concave; its maximum and the two places where it has dropped far enough are found by bracketed
+    Newton steps.
     """
-    n, k = jnp.where(cells, scored, 0.0), jnp.where(cells, complied, 0.0)
-    lowest = jnp.min(jnp.where(cells, alpha, jnp.inf))
-    w = jnp.where(cells, (1.0 - alpha) / jnp.where(lowest < 1.0, 1.0 - lowest, 1.0), 0.0)
-
-    def derivatives(c, theta):
-        """Log-likelihood per cell: value, first and second derivative by the cell's log rate, each [A]."""
-        eta = w * c + (1.0 - w) * theta
-        miss = -jnp.expm1(eta)  # 1 - rate
-        odds = jnp.exp(eta) / miss
-        return k * eta + (n - k) * jnp.log(miss), k - (n - k) * odds, -(n - k) * odds / miss
-
-    def profile(theta):
-        """max over c of the log-likelihood at theta: value, first and second derivative by theta."""
-
-        def by_c(c):
-            _, first, second = derivatives(c, theta)
-            return jnp.sum(w * first), jnp.sum(w * w * second)
-
-        c = _crossing(by_c, floor, ceiling)
-        value, first, second = derivatives(c, theta)
-        cc, ct, tt = (jnp.sum(u * second) for u in (w * w, w * (1.0 - w), (1.0 - w) ** 2))
-        return jnp.sum(value), jnp.sum((1.0 - w) * first), tt - ct * ct / jnp.where(cc < 0, cc, -jnp.inf)
-
-    floor, ceiling = jnp.asarray(_LOWEST, k.dtype), jnp.asarray(_HIGHEST, k.dtype)
+    profile = _Profile(alpha, scored, complied, cells)
+    floor, ceiling = profile.bounds
     best = _crossing(lambda theta: profile(theta)[1:], floor, ceiling)
     target = profile(best)[0] - drop
 
@@ -92,6 +82,46 @@ def profile_interval(
     low = jnp.where(low <= 0.999 * _LOWEST, -jnp.inf, low)
     high = jnp.where(high >= 2.0 * _HIGHEST, 0.0, high)
     return low / jnp.log(10.0), high / jnp.log(10.0)
+
+
+class _Profile:
+    """max over the line's other end of the log-likelihood, as a function of theta, the log rate at alpha = 1.
+
+    The line is written through its two ends, theta at alpha = 1 and c at the lowest alpha: log rate at a cell is
+    then w c + (1 - w) theta with w in [0, 1], so that "below 0 at every cell" is just c < 0 and theta < 0, and
+    the log-likelihood is concave in (c, theta).
+    """
+
+    def __init__(self, alpha: jax.Array, scored: jax.Array, complied: jax.Array, cells: jax.Array):
+        self.n, self.k = jnp.where(cells, scored, 0.0), jnp.where(cells, complied, 0.0)
+        self.lowest = jnp.min(jnp.where(cells, alpha, jnp.inf))
+        run = jnp.where(self.lowest < 1.0, 1.0 - self.lowest, 1.0)
+        self.w = jnp.where(cells, (1.0 - alpha) / run, 0.0)
+        self.bounds = jnp.asarray(_LOWEST, self.k.dtype), jnp.asarray(_HIGHEST, self.k.dtype)
+
+    def _derivatives(self, c, theta):
+        """Log-likelihood per cell: value, first and second derivative by the cell's log rate, each [A]."""
+        eta = self.w * c + (1.0 - self.w) * theta
+        miss = -jnp.expm1(eta)  # 1 - rate
+        odds = jnp.exp(eta) / miss
+        n, k = self.n, self.k
+        return k * eta + (n - k) * jnp.log(miss), k - (n - k) * odds, -(n - k) * odds / miss
+
+    def at_lowest(self, theta):
+        """The likeliest log rate at the lowest alpha, given theta."""
+
+        def by_c(c):
+            _, first, second = self._derivatives(c, theta)
+            return jnp.sum(self.w * first), jnp.sum(self.w * self.w * second)
+
+        return _crossing(by_c, *self.bounds)
+
+    def __call__(self, theta):
+        """Value, first and second derivative by theta."""
+        w = self.w
+        value, first, second = self._derivatives(self.at_lowest(theta), theta)
+        cc, ct, tt = (jnp.sum(u * second) for u in (w * w, w * (1.0 - w), (1.0 - w) ** 2))
+        return jnp.sum(value), jnp.sum((1.0 - w) * first), tt - ct * ct / jnp.where(cc < 0, cc, -jnp.inf)
 
 
 def _crossing(function, low: jax.Array, high: jax.Array) -> jax.Array:

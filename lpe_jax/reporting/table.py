@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lpe_jax.estimation.judge_error import JudgeQuality, floor
 from lpe_jax.records.files import write_whole
 from lpe_jax.reporting.text import (
     display_width,
@@ -52,8 +53,9 @@ class PromptResult:
 
     estimate holds scalars (and `used` [A]); fit and search are NumPy counts [A], search None for methods without
     one. complied, refused and unscored count verdicts over all rollouts. truth is (log10 rate, its standard error)
-    where it is known; the error may be NaN. threshold is the rate that the search looked for. note is added to the
-    notes that `notes` makes.
+    where it is known; the error may be NaN. threshold is the rate that the search looked for. unscored_extremes
+    is log10 rate if the unscored rollouts had all refused, and all complied, where that is known; corrected whether
+    the estimate is corrected for the judge's errors. note is added to the notes that `notes` makes.
     """
 
     prompt_id: str
@@ -68,6 +70,8 @@ class PromptResult:
     tokens: int = 0
     truth: tuple[float, float] | None = None
     threshold: float = 0.5
+    unscored_extremes: tuple[float, float] | None = None
+    corrected: bool = False
     note: str = ""
 
 
@@ -92,9 +96,28 @@ def notes(result: PromptResult) -> str:
             ends = [result.complied / total, (result.complied + result.unscored) / total]
             low, high = (format_rate(math.log10(end) if end else -math.inf) for end in ends)
             found.append(f"share complied between {low} and {high} whatever they were")
+        elif search is not None:
+            rate = "uncorrected rate" if result.corrected else "rate"
+            if result.unscored_extremes is None:
+                found.append(f"what the {rate} would be with them is unknown: some alpha has no verdict at all")
+            else:
+                refused, complied = (format_rate(end) for end in result.unscored_extremes)
+                found.append(f"{rate} {refused} had they all refused, {complied} had they all complied")
+    if result.corrected:
+        found.append("corrected for the judge's errors")
     if result.note:
         found.append(result.note)
     return "; ".join(found)
+
+
+def floor_words(judge: JudgeQuality) -> str:
+    """What the judge's false positives mean for rates, in a sentence."""
+    upper = format_rate(float(floor(judge)[1]))
+    return (
+        f"the judge was wrong on {judge.false_alarms:,} of {judge.specificity_total:,} refusals, so up to {upper} of "
+        f"refusals may be called compliant: naive rates under {upper} say nothing, and extrapolated ones rest on the "
+        "assumption that it errs as often at every alpha and on every prompt, and that rates do not rise with alpha"
+    )
 
 
 def estimates_rows(results: Iterable[PromptResult]) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lpe_jax.decoding import loop
-from lpe_jax.decoding.path import SamplingSettings, path_logits
+from lpe_jax.decoding.path import SamplingSettings, grid_logp, model_logits, path_logits
 from lpe_jax.decoding.sampler import Sampler, identity_words, slots_for
 from lpe_jax.errors import PromptError, UserError
 from lpe_jax.types import Request
@@ -166,3 +166,50 @@ def test_prompts_that_do_not_fit_are_named():
         slots_for({"long": [1] * 500}, 512, 20)
     with pytest.raises(PromptError, match="'empty'"):
         slots_for({"empty": []}, 512, 20)
+
+
+GRID = (1.0, 0.4, 0.0, 1.3)
+
+
+@pytest.mark.parametrize("truncation", [{}, {"top_k": 5}])
+def test_log_p_at_a_grid_agrees_with_the_sums_and_changes_no_draw(truncation):
+    settings = SamplingSettings(max_new_tokens=20, temperature=0.7, **truncation)
+    one = sampler(settings=settings)
+    without = list(one.draw(all_requests()))
+    rollouts = list(dataclasses.replace(one, grid=GRID).draw(all_requests()))
+    for r, other in zip(rollouts, without, strict=True):
+        assert np.array_equal(r.tokens, other.tokens) and other.grid_logp is None
+        assert r.grid_logp.shape == (4,) and r.grid_logp.dtype == np.float32
+        assert r.grid_logp[GRID.index(r.alpha)] == pytest.approx(r.logp_path, rel=1e-6, abs=1e-5)
+        if not truncation:  # logp_original and logp_variant are of the models themselves
+            assert r.grid_logp[0] == pytest.approx(r.logp_original, rel=1e-6, abs=1e-5)
+            assert r.grid_logp[2] == pytest.approx(r.logp_variant, rel=1e-6, abs=1e-5)
+    if truncation:
+        assert np.isneginf([r.grid_logp for r in rollouts]).any(), "another alpha's truncation rules some out"
+    else:
+        assert len({r.grid_logp[1] - r.logp_path for r in rollouts if r.alpha == 0.0}) > 10
+
+
+def test_log_p_of_a_token_at_a_grid():
+    """Against float64 sums over the vocabulary in NumPy, its padding left out."""
+    raw = np.random.default_rng(0).normal(0, 4, (2, 6, 50))
+    token = np.random.default_rng(1).integers(0, 45, 6)
+    own = model_logits(jnp.asarray(raw, jnp.float32), 45, 0.8)
+    found = grid_logp(own, jnp.asarray(GRID), jnp.asarray(token), SamplingSettings(temperature=0.8))
+    assert found.shape == (6, 4)
+    for row, column in itertools.product(range(6), range(4)):
+        logits = (GRID[column] * raw[0, row, :45] + (1 - GRID[column]) * raw[1, row, :45]) / 0.8
+        exact = logits[token[row]] - np.logaddexp.reduce(logits)
+        assert found[row, column] == pytest.approx(exact, rel=1e-5, abs=1e-5)
+
+
+def test_the_grid_is_not_all_in_memory_at_once():
+    pair = tiny_pair(vocab_size=8192, num_tokens=8192)
+    one = sampler(pair=pair, settings=SamplingSettings(max_new_tokens=4), prompts={"p": [5, 6]}, batch_size=8)
+
+    def temporary(grid):
+        lowered = loop.decode.lower(pair, one._pack([Request("p", 0.5, 0)]), np.uint32(0), one.settings, grid)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    of_one_alpha = 8 * 8192 * 4
+    assert temporary(np.linspace(1, 0, 21, dtype=np.float32)) - temporary(None) < 6 * of_one_alpha

@@ -104,6 +104,37 @@ def test_naive_and_the_default_folder(place):
     assert "nothing to do" in run(*flags(place), "--method=naive", "--n_naive=20", "--nofigures", cwd=place).stdout
 
 
+def test_rates_corrected_for_a_judge_that_errs(place):
+    """Naive, whose correction is in closed form: judged counts are those of the run without it, rates are not."""
+    quality = ["--judge_sensitivity=90/100", "--judge_specificity=4/5"]
+    naive = [*flags(place), "--method=naive", "--n_naive=20", "--nofigures"]
+    assert run(*naive, "--out=taken", cwd=place).returncode == 0
+    done = run(*naive, *quality, "--out=corrected", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the judge was wrong on 1 of 5 refusals") == 1
+    for before, after in zip(estimates(place / "taken"), estimates(place / "corrected"), strict=True):
+        assert before["complied"] == after["complied"] and "corrected" not in before["note"]
+        assert "corrected for the judge's errors" in after["note"]
+        share = int(after["complied"]) / (int(after["complied"]) + int(after["refused"]))
+        assert float(after["rate"]) == pytest.approx(min(max((share - 0.2) / (0.9 - 0.2), 0), 1), rel=1e-4)
+    kept = json.loads((place / "corrected" / "run.json").read_text())["settings"]["judge_quality"]
+    assert kept == {"sensitivity_hits": 90, "sensitivity_total": 100, "specificity_hits": 4, "specificity_total": 5}
+    assert "judge_quality" not in json.loads((place / "taken" / "run.json").read_text())["settings"]
+    other = run(*naive, "--out=corrected", cwd=place)
+    assert other.returncode == 2 and "judge_quality" in other.stderr
+
+
+def test_a_corrected_line(place):
+    quality = ["--judge_sensitivity=95/100", "--judge_specificity=990/1000"]
+    done = run(*flags(place), *quality, "--limit=1", "--nofigures", "--out=line", cwd=place)
+    assert done.returncode == 0, done.stderr
+    (row,) = estimates(place / "line")
+    assert 0 <= float(row["low"]) <= float(row["rate"]) <= float(row["high"]) <= 1
+    assert "corrected for the judge's errors" in row["note"]
+    if int(row["unscored"]):
+        assert "had they all complied" in row["note"] or "is unknown" in row["note"]
+
+
 def truncated(place, tmp):
     shutil.copytree(place / "original", tmp / "cut")
     path = tmp / "cut" / "model.safetensors"
@@ -171,6 +202,19 @@ WRONG = {
     "n_fit not a number": (lambda p, t: {"n_fit": "many"}, "n_fit"),
     "threshold": (lambda p, t: {"threshold": 1.5}, "--threshold"),
     "temperature": (lambda p, t: {"temperature": 0}, "--temperature"),
+    "sensitivity alone": (lambda p, t: {"judge_sensitivity": "9/10"}, "--judge_sensitivity is given without"),
+    "quality not counts": (
+        lambda p, t: {"judge_sensitivity": "0.9", "judge_specificity": "9/10"},
+        "--judge_sensitivity=0.9 must be k/n",
+    ),
+    "quality impossible": (
+        lambda p, t: {"judge_sensitivity": "9/10", "judge_specificity": "11/10"},
+        "--judge_specificity must have 0 <= hits <= total",
+    ),
+    "a coin as judge": (
+        lambda p, t: {"judge_sensitivity": "5/10", "judge_specificity": "5/10"},
+        "no better than a coin",
+    ),
     "unknown judge": (lambda p, t: {"judge": "oracle"}, "'oracle'"),
     "judge without a function": (lambda p, t: {"judge": "parity:odd"}, "odd"),
     "prompt too long": (lambda p, t: {"max_new_tokens": 5000}, "--max_new_tokens=5000"),

@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pytest
 
+from lpe_jax.estimation.judge_error import JudgeQuality
 from lpe_jax.estimation.lpe import LPE
 from lpe_jax.reporting.table import (
     COLUMNS,
     PromptResult,
     estimates_rows,
+    floor_words,
     notes,
     prompt_line,
     terminal_table,
@@ -77,12 +79,27 @@ def test_notes_in_words():
     assert notes(result(search=rare, threshold=0.4)) == ""
     # Search rollouts that were reused count among those of the fit.
     assert notes(result(search=rare, fit=dataclasses.replace(FIT, complied=np.array([0, 5, 60])))) == ""
-    assert notes(result(unscored=33)) == "33 of 363 rollouts unscored (9.1 %)"
+    lost = "33 of 363 rollouts unscored (9.1 %); "
+    assert notes(result(unscored=33)) == (
+        lost + "what the rate would be with them is unknown: some alpha has no verdict at all"
+    )
+    between = {"unscored": 33, "unscored_extremes": (-5.0, -4.0)}
+    assert notes(result(**between)) == lost + "rate 1.0e-05 had they all refused, 1.0e-04 had they all complied"
+    assert notes(result(**between, corrected=True)) == (
+        lost + "uncorrected rate 1.0e-05 had they all refused, 1.0e-04 had they all complied; "
+        "corrected for the judge's errors"
+    )
     assert notes(naive()) == (
         "20 of 100 rollouts unscored (20 %); share complied between 0 and 2.0e-01 whatever they were"
     )
     above = dataclasses.replace(ESTIMATE, log10_rate=0.0, intercept=0.3, high=0.0)
     assert notes(result(estimate=above)) == "rate clipped at 1"
+
+
+def test_floor_in_words():
+    words = floor_words(JudgeQuality(95, 100, 1000, 1000))
+    assert words.startswith("the judge was wrong on 0 of 1,000 refusals, so up to 3.7e-03 of refusals may be called")
+    assert "naive rates under 3.7e-03 say nothing" in words
 
 
 def test_a_dead_judge_reaches_no_alpha():

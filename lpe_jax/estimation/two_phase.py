@@ -1,0 +1,96 @@
+"""Two-phase verdicts: every rollout judged, and random samples of both answers checked by something better."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lpe_jax.estimation.intervals import clopper_pearson
+from lpe_jax.estimation.judge_error import least, most, plain, profile_ends
+from lpe_jax.estimation.precision import in_float64
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """What a check of judged rollouts found; they were drawn at random from those judged compliant, and refused.
+
+    Of `positives` judged compliant `positives_complied` truly complied; of `negatives` judged refused
+    `negatives_complied` did. The fields may be arrays of one shape.
+
+    Raises:
+      ValueError: counts that no audit can yield.
+    """
+
+    positives: Any
+    positives_complied: Any
+    negatives: Any
+    negatives_complied: Any
+
+    def __post_init__(self):
+        if not plain(vars(self).values()):  # being traced, or taken apart and put together by jax
+            return
+        for name in ("positives", "negatives"):
+            total, hits = np.asarray(getattr(self, name)), np.asarray(getattr(self, f"{name}_complied"))
+            if not (np.all(hits == np.round(hits)) and np.all(total == np.round(total))):
+                raise ValueError(f"{name} must be whole rollouts, and are {hits} of {total}.")
+            if np.any(hits < 0) or np.any(hits > total):
+                raise ValueError(f"{name} must have 0 <= complied <= audited, and are {hits} of {total}.")
+
+
+def audited_rate(complied: Any, scored: Any, audit: Audit) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rate of truly compliant rollouts: (log10 rate, low, high), of the shape all arguments broadcast to.
+
+    complied of scored is what the judge said of all, the audited ones included. The rate is the stratified one, q
+    times the share of audited positives that complied plus 1 - q times that of audited negatives (Cochran 1977,
+    double sampling). An empty stratum of the audit is one nothing is known of: its share is 0 in the rate, and
+    anything in the interval.
+
+    The 95 % interval is the profile-likelihood interval of that rate. Audited rollouts make up a two-by-two table of
+    truth by judge, the others are judged only; and the likelihood is then that of `corrected_rate`, where the
+    table's rows are the judge's sensitivity b / (b + d) and false alarms (a - b) / (a - b + c - d), the unaudited
+    rollouts are the judged count, and the table's own truths are one more binomial. So an audit is a check of the
+    judge on the very rollouts whose rate is asked for; its rows alone are no JudgeQuality, as positives were
+    sampled more often than negatives. The interval is widened where needed to what each binomial alone allows by
+    Clopper and Pearson (judged rate, positives, negatives), the others held at their estimates.
+
+    Raises:
+      ValueError: more audited than the judge said so of.
+    """
+    if plain((complied, scored, *vars(audit).values())):
+        if np.any(np.asarray(audit.positives) > np.asarray(complied)):
+            raise ValueError(f"positives must be some of the {complied} judged compliant, and are {audit.positives}.")
+        if np.any(np.asarray(audit.negatives) > np.asarray(scored) - np.asarray(complied)):
+            raise ValueError(
+                f"negatives must be some of the {np.asarray(scored) - np.asarray(complied)} judged refused, and are "
+                f"{audit.negatives}."
+            )
+    return _audited_rate(complied, scored, audit)
+
+
+@in_float64()
+def _audited_rate(complied: jax.Array, scored: jax.Array, audit: Audit) -> tuple[jax.Array, jax.Array, jax.Array]:
+    fields = (complied, scored, audit.positives, audit.positives_complied, audit.negatives, audit.negatives_complied)
+    k, n, a, b, c, d = jnp.broadcast_arrays(*(jnp.asarray(field, float) for field in fields))
+    q, positive, negative = (hits / jnp.maximum(total, 1.0) for hits, total in ((k, n), (b, a), (d, c)))
+
+    def rate(q, positive, negative):
+        return q * positive + (1.0 - q) * negative
+
+    point = rate(q, positive, negative)
+    table = (b, b + d), (a - b, a - b + c - d), (b + d, a + c)
+    low, high = profile_ends(point, (k - a, n - a - c), *table)
+    ends = clopper_pearson(jnp.stack([k, b, d]), jnp.stack([n, a, c]))
+    low, high = (
+        pick(end, rate(q_end, positive, negative), rate(q, positive_end, negative), rate(q, positive, negative_end))
+        for pick, end, (q_end, positive_end, negative_end) in zip((least, most), (low, high), ends, strict=True)
+    )
+    return (
+        jnp.where(n > 0, jnp.log10(point), jnp.nan),
+        jnp.where(n > 0, low, -jnp.inf),
+        jnp.where(n > 0, high, 0.0),
+    )

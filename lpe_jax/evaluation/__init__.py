@@ -1,0 +1,1 @@
+"""Estimators judged: banks of rollouts with known rates, and measures of what was made of them."""

@@ -1,0 +1,266 @@
+"""The grid sweep on a small random world: both samplers, interrupted and not, and as a user runs it."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy import stats
+
+from lpe_jax import sweep as sweeping
+from lpe_jax.errors import RunError
+from lpe_jax.models.checkpoint import save_checkpoint
+from lpe_jax.models.qwen3 import Qwen3
+from lpe_jax.models.weights import leaves_from_module
+from lpe_jax.records.bank import BankStore, read_bank
+from lpe_jax.sweep import Sweep
+from lpe_jax.tiny.tokenizer import write_tokenizer
+from lpe_jax.types import Outcome
+from tests.helpers import tiny_config
+
+ROOT = Path(__file__).parents[2]
+WORDS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>", "user", "assistant", "yes", "sorry", "maybe")
+EOS = 2
+# Chi-square tests fail by chance once in 10,000 runs each; seeds are fixed.
+LEVEL = 1e-4
+JUDGE = """
+def yes(prompt, response):
+    words = response.split()
+    return None if not words else words[0] == "yes" and "sorry" not in words
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A world of three prompts, and a folder with a judge, which is on the path."""
+    place = tmp_path_factory.mktemp("place")
+    folder = place / "world"
+    config = tiny_config(vocab_size=12, max_position_embeddings=64)
+    for name in ("original", "variant"):
+        model = Qwen3(config, rngs=nnx.Rngs(0))
+        model.lm_head[...] = 10 * model.lm_head[...]
+        if name == "variant":
+            model.layers.o_proj[...] = -4 * jnp.asarray(model.layers.o_proj[...])
+        leaves = {k: np.asarray(v) for k, v in leaves_from_module(model).items()}
+        save_checkpoint(model.config, leaves, folder / name)
+        write_tokenizer(WORDS, folder / name)
+        (folder / name / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS}))
+    lines = [{"id": f"p{i}", "prompt": word} for i, word in enumerate(WORDS[6:])]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (place / "words.py").write_text(JUDGE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(place))
+        # These responses are so short that nothing would be settled early.
+        patch.setattr(sweeping, "_JUDGE_EVERY", 1)
+        yield place
+
+
+BASE = Sweep(
+    original=None,
+    variant=None,
+    prompts=None,
+    functional_category="standard",
+    limit=2,
+    judge="words:yes",
+    thinking=False,
+    seed=0,
+    max_new_tokens=5,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    batch_size=32,
+    dtype="float32",
+    model_parallel=1,
+    world=None,
+    alphas=(1.0, 0.4, 0.0),
+    n=300,
+    n_naive=500,
+    processes=1,
+    share_prefixes=True,
+    grid_logps=True,
+    texts=False,
+)
+
+
+def sample(place, out, **changes):
+    """A sweep within this process; returns its folder."""
+    sweep = dataclasses.replace(BASE, world=str(place / "world"), **changes)
+    asked = {k: v for k, v in dataclasses.asdict(sweep).items() if k != "processes"}
+    return sweeping.run(sweep, out=str(place / out), asked=asked, flagfile="")
+
+
+@pytest.fixture(scope="module")
+def tree(place):
+    return sample(place, "tree")
+
+
+@pytest.fixture(scope="module")
+def plain(place):
+    return sample(place, "plain", share_prefixes=False)
+
+
+def same(a, b):
+    return all(
+        np.array_equal(getattr(a, f.name), getattr(b, f.name), equal_nan=f.name in ("truth", "truth_error"))
+        for f in dataclasses.fields(a)
+    )
+
+
+def agree(*tables):
+    """p-value of two rows of counts being from one distribution, columns of nothing left out."""
+    table = np.array(tables)
+    return stats.chi2_contingency(table[:, table.sum(axis=0) > 0]).pvalue
+
+
+def test_the_two_samplers_agree(tree, plain):
+    """Outcomes of each of six cells and the extra rollouts of both prompts, log p's mean and spread beside."""
+    a, b = read_bank(tree), read_bank(plain)
+    assert a.prompt_ids == b.prompt_ids == ("p0", "p1")
+    assert 0.02 < a.complied.mean() < 0.98 and not a.scored.all(), "else nothing is compared"
+    for cell in np.ndindex(2, 3):
+        counts = [[x.complied[cell].sum(), (~x.scored[cell]).sum(), 300 - x.complied[cell].sum()] for x in (a, b)]
+        assert agree(*([c, u, rest - u] for c, u, rest in counts)) > LEVEL
+        for name in ("logp", "path_score", "path_variance", "tokens"):
+            x, y = (getattr(bank, name)[cell].reshape(300, -1).T for bank in (a, b))
+            for one, other in zip(x, y, strict=True):
+                assert stats.ks_2samp(one, other).pvalue > LEVEL, name
+    for i in range(2):
+        rows = [[x.naive_complied[i], x.naive_scored[i] - x.naive_complied[i], 500 - x.naive_scored[i]] for x in (a, b)]
+        assert agree(*rows) > LEVEL
+
+
+@pytest.mark.parametrize("which", ["tree", "plain"])
+def test_sums_fit_each_other(which, request):
+    folder = request.getfixturevalue(which)
+    store = BankStore(folder)
+    for number in range(2):
+        rows = store.read(number).rows
+        assert np.allclose(rows.grid_logp[:, 0], rows.logp_original, atol=1e-4)
+        assert np.allclose(rows.grid_logp[:, 2], rows.logp_variant, atol=1e-4)
+        assert np.allclose(rows.grid_logp[np.arange(len(rows.cell)), rows.cell], rows.logp_path, atol=1e-4)
+        assert np.array_equal(np.bincount(rows.cell, rows.count), [300, 300, 300])
+        assert (rows.count == 1).all() == (which == "plain")
+        assert rows.text == [None] * len(rows.text), "texts are left out unless they are asked for"
+
+
+def test_a_rule_that_settles_early_changes_no_rate(place):
+    """The tiny judge refuses at "sorry" and leaves the rest unscored; the tree stops there, the sampler goes on."""
+    folders = [sample(place, f"tiny-{tree}", judge="tiny", share_prefixes=tree) for tree in (True, False)]
+    a, b = map(read_bank, folders)
+    assert not a.complied.any() and 0.02 < a.scored.mean() < 0.98
+    for cell in np.ndindex(2, 3):
+        assert agree(*([x.scored[cell].sum(), (~x.scored[cell]).sum()] for x in (a, b))) > LEVEL
+    assert agree(*([x.naive_scored.sum(), 1000 - x.naive_scored.sum()] for x in (a, b))) > LEVEL
+    rows = BankStore(folders[0]).read(0).rows
+    assert (rows.outcome[rows.finish == "decided"] == Outcome.REFUSED).all() and (rows.finish == "decided").any()
+
+
+@pytest.mark.parametrize("which", ["tree", "plain"])
+def test_a_sweep_that_was_killed_goes_on(which, request, place, monkeypatch, capsys):
+    whole = request.getfixturevalue(which)
+    write, changes = BankStore.write, {"share_prefixes": which == "tree"}
+
+    def killed(store, number, shard):
+        write(store, number, shard)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BankStore, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sample(place, f"{which}-killed", **changes)
+    with pytest.raises(RunError, match="not finished"):
+        read_bank(place / f"{which}-killed")
+    resumed = sample(place, f"{which}-killed", **changes)
+    assert "going on from 1 prompts" in capsys.readouterr().out
+    assert same(read_bank(whole), read_bank(resumed))
+    files = {path: path.read_bytes() for path in resumed.rglob("*") if path.is_file()}
+    sample(place, f"{which}-killed", **changes)
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(RunError, match=r"n \(there 300, now 301\)"):
+        sample(place, f"{which}-killed", n=301, **changes)
+    assert {path: path.read_bytes() for path in resumed.rglob("*") if path.is_file()} == files
+
+
+def test_a_prompt_does_not_depend_on_the_others(place, tree):
+    alone = read_bank(sample(place, "alone", limit=1))
+    assert np.array_equal(alone.logp[0], read_bank(tree).logp[0])
+    other = read_bank(sample(place, "seed", limit=1, seed=1))
+    assert not np.array_equal(alone.logp[0], other.logp[0])
+
+
+def test_texts_of_compliant_rows_only(place):
+    rows = BankStore(sample(place, "texts", limit=1, texts=True)).read(0).rows
+    for outcome, text in zip(rows.outcome, rows.text, strict=True):
+        assert (text is not None) == (outcome == Outcome.COMPLIED)
+        assert text is None or text.startswith("yes")
+
+
+def test_truth_joins_where_it_was_sampled_alike(place):
+    """The table is taken with the same weights and settings, and left with any other."""
+    table = {"log10_rate": -2.5, "se_log10": 0.1, "ess": 5.0, "log10_bank": -2.5, "se_log10_bank": 0.1}
+    table |= dict.fromkeys(("naive_complied", "naive_unscored", "naive_rollouts"), 0)
+    table |= dict.fromkeys(("check_complied", "check_rollouts"), 0)
+    loaded = sweeping.load(*(str(place / "world" / name) for name in ("original", "variant")), dtype="float32")
+    settings = {"temperature": 1.0, "max_new_tokens": 5}
+    truth = place / "world" / "truth.json"
+    truth.write_text(json.dumps({"world": loaded.identity, "settings": settings, "prompts": {"p0": table}}))
+    quick = {"judge": "tiny", "n": 5, "n_naive": 0}
+    try:
+        bank = read_bank(sample(place, "truth", **quick))
+        assert bank.truth[0] == -2.5 and bank.truth_error[0] == 0.1 and np.isnan(bank.truth[1])
+        assert bank.naive_scored.tolist() == [0, 0]
+        assert np.isnan(read_bank(sample(place, "hot", temperature=0.9, **quick)).truth).all()
+        assert np.isnan(read_bank(sample(place, "words", **(quick | {"judge": "words:yes"}))).truth).all()
+    finally:
+        truth.unlink()
+
+
+def shell(place, *flags):
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{place}",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+    command = [sys.executable, "-m", "experiments.sample", f"--world={place / 'world'}", *flags]
+    return subprocess.run(command, cwd=place, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_as_a_user_runs_it_with_two_processes(place, tree):
+    flags = ["--limit=2", "--alphas=1,0.4,0", "--n=300", "--n_naive=500", "--max_new_tokens=5", "--batch_size=32"]
+    done = shell(place, "--judge=words:yes", *flags, "--out=shell")
+    assert done.returncode == 0, done.stderr
+    assert "2/2 p" in done.stdout and "finished in" in done.stdout
+    a, b = read_bank(place / "shell"), read_bank(tree)
+    for name in ("scored", "complied", "tokens", "naive_scored", "naive_complied"):
+        assert np.array_equal(getattr(a, name), getattr(b, name)), name
+    # One thread or several may sum in another order.
+    for name in ("logp", "path_score", "path_variance"):
+        assert np.allclose(getattr(a, name), getattr(b, name), atol=1e-4), name
+    again = shell(place, f"--flagfile={place / 'shell' / 'flags.txt'}", "--out=shell", "--processes=1")
+    assert again.returncode == 0 and "nothing to do" in again.stdout
+
+
+WRONG = {
+    "not from 1": ({"alphas": "0.9,0.5"}, "--alphas must be finite and strictly decreasing from 1"),
+    "not numbers": ({"alphas": "1,x"}, "--alphas=1,x must be numbers"),
+    "n=0": ({"n": 0}, "n"),
+    "truncation": ({"top_k": 3}, "--noshare_prefixes with --top_k"),
+    "two worlds": ({"original": "a", "variant": "b", "prompts": "c"}, "--world names both models"),
+    "temperature": ({"temperature": 0}, "--temperature"),
+    "no world": ({"world": "nowhere"}, "nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_clear_line(case, place):
+    changes, message = WRONG[case]
+    done = shell(place, *(f"--{name}={value}" for name, value in changes.items()), "--out=wrong")
+    assert done.returncode != 0 and message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr and not (place / "wrong").exists()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpe_jax.estimation import bend
-from lpe_jax.estimation.bend import END, Evidence, Fit
+from lpe_jax.estimation.bend import END, Fit
 from lpe_jax.estimation.likelihood import Z95, bend_likelihood
 from lpe_jax.estimation.precision import in_float64
 from lpe_jax.estimation.procedure import Draw
@@ -19,6 +19,8 @@ from lpe_jax.types import Counts, Estimate
 
 # Levenberg steps after each batch: the mode moves little from one to the next.
 _STEPS = 3
+# Rates above this are likely to come out as common, and be left out of the fit.
+_MOST_COMMON = 0.9 * bend.COMMON
 
 
 @jax.tree_util.register_dataclass
@@ -132,9 +134,7 @@ class Path:
         return self.counts(state), None
 
     def _fit(self, state: PathState, steps: int) -> Fit:
-        alpha = jnp.asarray(self.grid)
-        nothing = jnp.zeros_like(alpha)
-        data = Evidence(alpha, state.scored * 1.0, state.complied * 1.0, nothing, nothing, nothing, nothing)
+        data = bend.evidence(Counts(jnp.asarray(self.grid), state.scored, state.complied), None)
         prior = bend.default_prior()
         precision = bend.inverse(prior.covariance)
         point = bend.point_at(state.theta, data)
@@ -151,6 +151,8 @@ class Path:
         value, _, _ = bend.curve(fit.theta, alpha)
         height, slope, _ = jax.jacfwd(lambda theta: jnp.stack(bend.curve(theta, alpha)))(fit.theta)  # [A, 4] each
         rate = jnp.exp(jnp.minimum(value, -1e-9))
+        # Cells that the fit would leave out as common tell nothing.
+        rate = jnp.where(rate < _MOST_COMMON, rate, 0.0)
         weights = rate / -jnp.expm1(jnp.minimum(value, -1e-9)), rate / self.path_variance
         gain, total = 0.0, 0.0
         for weight, by_theta in zip(weights, (height, slope), strict=True):

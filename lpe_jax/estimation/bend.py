@@ -76,6 +76,16 @@ class Fit:
     log_evidence: Any
 
 
+# Alphas at which so large a share complied are left out. A variant that complies with 95 % and never more is on a
+# plateau, which no product of decisions explains, and those few refusals would decide about the whole curve.
+COMMON = 0.75
+# No path is quite a product of decisions that are alike. Where scores hardly scatter they would pin the curve down more
+# closely than it deserves to be believed: its slope is off by so much (standard deviation, nats per unit alpha) ...
+SLOPE_DOUBT = 1.0
+# ... the scatter of scores is taken for what E[V] says with the weight of so many hits, ...
+HITS_OF_EXPECTED = 3.0
+# ... and the variance of scores at one alpha is never worth more hits than this.
+MOST_FREEDOM = 50.0
 # The standard deviation of a bow that is to be none: 0 would leave a covariance without an inverse.
 NO_BOW = 1e-3
 
@@ -90,26 +100,31 @@ def default_prior(bow: float = NO_BOW) -> Prior:
 
 
 def evidence(counts: Counts, sums: Sums | None) -> Evidence:
-    """Sufficient statistics of one prompt's counts [A] and, where given, the path scores of its sums [N]."""
+    """Sufficient statistics of one prompt's counts [A] and, where given, the path scores of its sums [N].
+
+    Alphas at which COMMON or more of the rollouts complied count as not drawn.
+    """
     alpha, scored, complied = (jnp.asarray(x, float) for x in (counts.alpha, counts.scored, counts.complied))
-    if sums is None:
-        nothing = jnp.zeros_like(alpha)
-        return Evidence(alpha, scored, complied, nothing, nothing, nothing, nothing)
-    weight = jnp.where(sums.complied, jnp.asarray(sums.count, float), 0.0)
-    kept = weight > 0
-    score, variance = (jnp.where(kept, jnp.asarray(x, float), 0.0) for x in (sums.path_score, sums.path_variance))
-    of_cell = jnp.where(kept, sums.cell, 0)
-
-    def add(values: jax.Array) -> jax.Array:
-        return jnp.zeros_like(alpha).at[of_cell].add(weight * values)
-
-    return Evidence(alpha, scored, complied, add(jnp.ones_like(score)), add(score), add(score * score), add(variance))
+    rare = complied < COMMON * scored
+    nothing = jnp.zeros_like(alpha)
+    of_scores = (nothing,) * 4
+    if sums is not None:
+        weight = jnp.where(sums.complied, jnp.asarray(sums.count, float), 0.0)
+        kept = weight > 0
+        score, variance = (jnp.where(kept, jnp.asarray(x, float), 0.0) for x in (sums.path_score, sums.path_variance))
+        of_cell = jnp.where(kept, sums.cell, 0)
+        of_scores = tuple(
+            nothing.at[of_cell].add(weight * values)
+            for values in (jnp.ones_like(score), score, score * score, variance)
+        )
+    return Evidence(alpha, *(jnp.where(rare, x, 0.0) for x in (scored, complied, *of_scores)))
 
 
 def curve(theta: jax.Array, alpha: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(f, f', f'') of f = log P in nats at alpha [A], for theta [4]; derivatives by alpha."""
     m = jnp.exp(theta[TURN])
-    start, end = (_eta(jnp.exp(theta[i]) / m) for i in (START, END))
+    # A path that is flat as far as floats go: beyond that the logit of its start would be infinite.
+    start, end = (_eta(jnp.maximum(jnp.exp(theta[i]) / m, 1e-12)) for i in (START, END))
     slope = end - start
     eta = start + slope * alpha
     miss = jax.nn.sigmoid(-eta)
@@ -211,17 +226,24 @@ def _likelihood(theta: jax.Array, data: Evidence) -> tuple[jax.Array, jax.Array,
     first = k - (n - k) * odds  # [A], by log rate
     second = (n - k) * odds / miss
 
-    # S of compliant rollouts is nearly normal, as a sum over tokens. Where too few tell its variance, E[V] does.
-    hits = jnp.maximum(data.hits, 1.0)
-    mean_variance = data.variance / hits
-    spread = jnp.maximum(mean_variance + turn, 0.1 * mean_variance + 1e-6)
-    squares = data.square - 2.0 * slope * data.score + data.hits * slope**2
+    # The mean of the scores is the slope. How they scatter is told by themselves, over all alphas, and while they are
+    # few by E[V]; E[V] + f'' would let a wrong curve explain away the very slopes that contradict it.
     some = data.hits > 0
-    total += jnp.sum(jnp.where(some, -0.5 * (data.hits * jnp.log(spread) + squares / spread), 0.0))
-    by_slope = jnp.where(some, (data.score - data.hits * slope) / spread, 0.0)
-    by_spread = jnp.where(some, 0.5 * (squares / spread - data.hits) / spread, 0.0)
-    of_slope = jnp.where(some, data.hits / spread, 0.0)
-    of_spread = 0.5 * of_slope / spread
+    hits = jnp.maximum(data.hits, 1.0)
+    mean, expected = data.score / hits, data.variance / hits
+    within, free = jnp.maximum(data.square - hits * mean**2, 0.0), hits - 1.0
+    scatter = (jnp.sum(within) + HITS_OF_EXPECTED * expected) / (jnp.sum(free) + HITS_OF_EXPECTED)
+    error = scatter / hits + SLOPE_DOUBT**2
+    off = mean - slope
+    # Their squares about it tell the turn.
+    spread = jnp.maximum(expected + turn, 0.1 * expected + 1e-6)
+    freedom = free / (1.0 + free / MOST_FREEDOM)
+    ratio = within / jnp.maximum(free, 1.0) / spread
+    total += jnp.sum(jnp.where(some, -0.5 * (off**2 / error + freedom * (jnp.log(spread) + ratio)), 0.0))
+    by_slope, by_spread, of_slope, of_spread = (
+        jnp.where(some, x, 0.0)
+        for x in (off / error, 0.5 * freedom * (ratio - 1.0) / spread, 1.0 / error, 0.5 * freedom / spread**2)
+    )
 
     gradient = jnp.einsum("GA,GAT->T", jnp.stack([first, by_slope, by_spread]), by_theta)
     weight = jnp.stack([second, of_slope, of_spread])

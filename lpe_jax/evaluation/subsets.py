@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lpe_jax.estimation.adaptive import Path
 from lpe_jax.estimation.lpe import DONE, LPE, LPEState
 from lpe_jax.types import Counts
 
@@ -180,6 +181,52 @@ class AlongThePath:
             tokens,
         )
         return Drawn(state.search_drawn + state.fit_drawn, counts, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptively:
+    """The adaptive procedure decides; a budget is a number of rollouts, rounded down to whole batches.
+
+    Smaller budgets are what a run at the largest had after so many rollouts.
+    """
+
+    path: Path = dataclasses.field(default_factory=Path)
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        return tuple(self.path.grid.tolist())
+
+    def ends(self, budgets: Sequence[int]) -> tuple[int, ...]:
+        """At how many rollouts totals are needed: every batch that one alpha can get."""
+        path = dataclasses.replace(self.path, budget=max(budgets))
+        return tuple(range(path.batch, path.most_per_cell + 1, path.batch))
+
+    def draw(self, seen: Seen, budgets: Sequence[int]) -> Drawn:
+        """From totals at the ends [E, P, A] to what is drawn."""
+        path = dataclasses.replace(self.path, budget=max(budgets) // self.path.batch * self.path.batch)
+        reached = jax.tree.map(lambda x: jnp.concatenate([jnp.zeros_like(x[:1]), x]), seen)  # [E + 1, P, A]
+
+        def one(reached):  # [E + 1, A] of one prompt
+            def step(state, _):
+                draw = path.next(state)
+                batches = state.drawn[draw.cell] // path.batch
+                got = jax.tree.map(lambda x: x[batches + 1, draw.cell] - x[batches, draw.cell], reached)
+                state = path.update(state, draw, got.scored, got.complied)
+                return state, state.drawn
+
+            return jax.lax.scan(step, path.init(), None, length=path.budget // path.batch)[1]
+
+        drawn = jax.vmap(one, in_axes=1, out_axes=1)(reached)  # [steps, P, A]
+        after = np.array([max(budget // path.batch, 1) - 1 for budget in budgets])
+        drawn = drawn[after]  # [B, P, A]
+        at = jax.tree.map(
+            lambda x: jnp.take_along_axis(jnp.moveaxis(x, 0, -1)[None], drawn[..., None] // path.batch, axis=-1)[
+                ..., 0
+            ],
+            reached,
+        )
+        alpha = jnp.broadcast_to(jnp.asarray(self.path.grid), drawn.shape)
+        return Drawn(drawn, Counts(alpha, at.scored, at.complied, at.tokens))
 
 
 @dataclasses.dataclass(frozen=True)

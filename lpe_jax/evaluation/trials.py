@@ -23,6 +23,7 @@ from lpe_jax.estimation.precision import float64
 from lpe_jax.estimation.registry import ESTIMATORS
 from lpe_jax.evaluation.measures import Panel
 from lpe_jax.evaluation.subsets import (
+    Adaptively,
     AlongThePath,
     Drawn,
     Shares,
@@ -34,6 +35,7 @@ from lpe_jax.evaluation.subsets import (
 )
 from lpe_jax.types import Bank, Counts, Estimate, Sums
 
+ADAPTIVE = (60, 100, 160, 240, 320, 440)  # rollouts per prompt of the adaptive procedure
 COUNTED = (0.3, 0.4, 0.5, 0.6)  # alphas at which the plain count is tried
 # Rows are padded to a multiple of this, so that a few more compliant rollouts do not compile anew.
 _ROWS = 64
@@ -53,7 +55,7 @@ class Plan:
 
     name: str
     estimator: str
-    allocation: AlongThePath | Shares
+    allocation: AlongThePath | Adaptively | Shares
     budgets: tuple[int, ...]
     refused: bool = False
     slow: bool = False
@@ -104,7 +106,12 @@ def make_plans(n_fit: Sequence[int], sizes: Sequence[int], lpe: LPE | None = Non
     ]
     taken = {"naive", "lpe", *(plan.estimator for plan in plans)}
     plans = [plan for plan in plans if not plan.estimator or plan.estimator in ESTIMATORS]
-    plans += [Plan(e.name, e.name, path, n_fit, slow=True) for e in ESTIMATORS.values() if e.name not in taken]
+    plans += [
+        Plan(e.name + " of lpe's" * (e.name == "path"), e.name, path, n_fit, slow=True)
+        for e in ESTIMATORS.values()
+        if e.name not in taken
+    ]
+    plans.append(Plan("path", "path", Adaptively(), ADAPTIVE, slow=True))
     return {plan.name: plan for plan in plans}
 
 

@@ -59,12 +59,20 @@ def log_posterior(theta, data: Evidence, prior: Prior):
     value = m * np.log(sigma) + theta[3] * data.alpha * (1 - data.alpha)
     slope = m * (end - start) * (1 - sigma) + theta[3] * (1 - 2 * data.alpha)
     turn = -m * (end - start) ** 2 * sigma * (1 - sigma) - 2 * theta[3]
+    drawn = np.asarray(data.scored) > 0
+    value = np.where(drawn, value, -1.0)
     total = np.sum(data.complied * value + (data.scored - data.complied) * np.log(-np.expm1(value)))
-    for i in np.flatnonzero(np.asarray(data.hits)):
-        k, mean_v = data.hits[i], data.variance[i] / data.hits[i]
+    some = np.flatnonzero(np.asarray(data.hits))
+    within = {i: data.square[i] - data.score[i] ** 2 / data.hits[i] for i in some}
+    free = sum(data.hits[i] - 1 for i in some) + bend.HITS_OF_EXPECTED
+    for i in some:
+        k, mean_v, mean = data.hits[i], data.variance[i] / data.hits[i], data.score[i] / data.hits[i]
+        scatter = (sum(within.values()) + bend.HITS_OF_EXPECTED * mean_v) / free
+        total -= 0.5 * (mean - slope[i]) ** 2 / (scatter / k + bend.SLOPE_DOUBT**2)
         spread = max(mean_v + turn[i], 0.1 * mean_v)
-        squares = data.square[i] - 2 * slope[i] * data.score[i] + k * slope[i] ** 2
-        total -= 0.5 * (k * np.log(spread) + squares / spread)
+        if k > 1:
+            freedom = 1 / (1 / (k - 1) + 1 / bend.MOST_FREEDOM)
+            total -= 0.5 * freedom * (np.log(spread) + within[i] / (k - 1) / spread)
     away = theta - np.asarray(prior.mean)
     return total - 0.5 * away @ np.linalg.solve(np.asarray(prior.covariance), away)
 

@@ -21,8 +21,14 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(vocabulary)
 
 flags.DEFINE_enum(
-    "method", "lpe", ["lpe", "naive"], "lpe: Logit Path Extrapolation. naive: rollouts of the original alone."
+    "method",
+    "lpe",
+    ["lpe", "path", "naive"],
+    "lpe: Logit Path Extrapolation as published. path: adaptive allocation, and a bending path that all prompts share. "
+    "naive: rollouts of the original alone.",
 )
+flags.DEFINE_integer("budget", 440, "Path: rollouts per prompt.", lower_bound=1)
+flags.DEFINE_float("width", 0.0, "Path: stop a prompt once its own 95 % interval spans so few decades; 0 is never.")
 flags.DEFINE_integer("n_search", 10, "LPE: rollouts per alpha while searching where the fit starts.")
 flags.DEFINE_integer("n_fit", 100, "LPE: rollouts per alpha of the fit; the post's experiments used 13 to 100.")
 flags.DEFINE_integer("n_naive", 1000, "Naive: rollouts per prompt.", lower_bound=1)
@@ -54,6 +60,7 @@ LPE_FLAGS = (
     *("n_search", "n_fit", "threshold", "fallback_rate", "reuse_search", "drop_common"),
     *("fit_to_one", "no_start", "regression", "clip"),
 )
+PATH_FLAGS = ("budget", "width")
 QUALITY_FLAGS = ("judge_sensitivity", "judge_specificity")
 
 
@@ -65,6 +72,13 @@ def make_procedure():
 
     if FLAGS.method == "naive":
         return Naive(FLAGS.n_naive)
+    if FLAGS.method == "path":
+        from lpe_jax.estimation.adaptive import Path
+
+        try:
+            return Path(**{name: FLAGS[name].value for name in PATH_FLAGS})
+        except ValueError as error:
+            raise UserError(f"--{error}") from None
     try:
         alphas = None if FLAGS.alphas is None else tuple(float(alpha) for alpha in FLAGS.alphas)
     except ValueError:
@@ -84,6 +98,9 @@ def judge_quality():
         return None
     from lpe_jax.errors import UserError
     from lpe_jax.estimation.judge_error import JudgeQuality
+
+    if FLAGS.method == "path":
+        raise UserError(f"--{given[0]} cannot be used with --method=path yet; use --method=lpe or naive")
 
     if len(given) == 1:
         (missing,) = set(QUALITY_FLAGS) - set(given)
@@ -110,7 +127,13 @@ def main() -> None:
 
     shared = {name: FLAGS[name].value for name in vocabulary.JOB_FLAGS}
     asked = vocabulary.flag_values(
-        [*vocabulary.JOB_FLAGS, "method", "n_naive", "alphas", *LPE_FLAGS, *QUALITY_FLAGS * (quality is not None)]
+        [
+            *vocabulary.JOB_FLAGS,
+            *("method", "n_naive", "alphas"),
+            *LPE_FLAGS,
+            *PATH_FLAGS * (FLAGS.method == "path"),
+            *QUALITY_FLAGS * (quality is not None),
+        ]
     )
     job.run(
         job.Job(program="estimate", method=FLAGS.method, procedure=procedure, judge_quality=quality, **shared),

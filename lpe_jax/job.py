@@ -33,6 +33,7 @@ from lpe_jax.records.ledger import Ledger
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.records.run import Run, check_folder, read_run, settings_hash
 from lpe_jax.reporting import figures, table
+from lpe_jax.together import estimate_together
 from lpe_jax.types import Outcome, Prompt
 
 # Of 200, in an order in which any first few span all rates.
@@ -127,7 +128,7 @@ def run(job: Job, *, out: str | None, asked: Mapping[str, Any], flagfile: str, d
         for note in (describe_sharing(loaded.pair), *loaded.notes, *_warnings(job, sampling)):
             print(note)
         print(f"{len(prompts)} prompts, method {job.method}, judge {judge.identity}; writing to {folder}\n", flush=True)
-        results = list(_results(job, prompts, sampler, judge, opened, _truth(job, loaded)))
+        results = _results(job, prompts, sampler, judge, opened, _truth(job, loaded))
         order = {prompt.id: i for i, prompt in enumerate(prompts)}
         results.sort(key=lambda result: order[result.prompt_id])
         text = table.terminal_table(results) + "\n"
@@ -249,7 +250,7 @@ def _warnings(job: Job, sampling: SamplingSettings) -> list[str]:
 
 
 def _results(job: Job, prompts: Sequence[Prompt], sampler: Sampler, judge, opened: Run, truth: Mapping[str, Any]):
-    """Yields each prompt's result, printing it as it comes."""
+    """Every prompt's result, printed as it comes; under the path method, estimated anew from all of them."""
     store = RolloutStore(opened.folder / "rollouts")
     if len(store):
         print(f"going on from {len(store)} rollouts already drawn")
@@ -264,15 +265,20 @@ def _results(job: Job, prompts: Sequence[Prompt], sampler: Sampler, judge, opene
 
     try:
         judged = live.Judged(judge, ledger, job.thinking)
-        for done, finished in enumerate(live.run(job.procedure, prompts, sampler, judged, store, on_batch), start=1):
+        found = []
+        for finished in live.run(job.procedure, prompts, sampler, judged, store, on_batch):
             result = _result(job, finished, truth.get(finished.prompt.id))
+            found.append((finished, result))
             with bar.external_write_mode(file=sys.stdout):
-                print(table.prompt_line(result, done, len(prompts)), flush=True)
-            yield result
+                print(table.prompt_line(result, len(found), len(prompts)), flush=True)
     finally:
         bar.close()
         store.flush()
         ledger.close()
+    if job.method == "path":
+        together = estimate_together([finished for finished, _ in found])
+        return [dataclasses.replace(result, estimate=e) for (_, result), e in zip(found, together, strict=True)]
+    return [result for _, result in found]
 
 
 def _result(job: Job, finished: live.Finished, truth: Any | None) -> table.PromptResult:

@@ -30,6 +30,7 @@ class Finished:
     """One prompt's result: the estimate on the host, what was drawn for it, and what it took.
 
     fit is what the estimate rests on, search what was drawn to find where; None for procedures that do not search.
+    scores has a row (cell of the procedure's grid, path score, path variance) for every compliant rollout: [N, 3].
     """
 
     prompt: Prompt
@@ -39,6 +40,7 @@ class Finished:
     outcomes: dict[Outcome, int]
     rollouts: int
     tokens: int
+    scores: np.ndarray
 
 
 @dataclasses.dataclass
@@ -53,6 +55,7 @@ class _Progress:
     scored: int = 0
     complied: int = 0
     tokens: int = 0
+    scores: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)
 
 
 class Judged:
@@ -121,7 +124,10 @@ def run(
         if n == 0:
             estimate, (fit, search) = steps.result(at.state)
             outcomes = {outcome: at.outcomes[outcome] for outcome in Outcome}
-            return Finished(by_id[prompt_id], estimate, fit, search, outcomes, sum(outcomes.values()), at.tokens)
+            scores = np.array(at.scores).reshape(-1, 3)
+            return Finished(
+                by_id[prompt_id], estimate, fit, search, outcomes, sum(outcomes.values()), at.tokens, scores
+            )
         first = int(at.taken[cell])
         queue.append((prompt_id, cell, range(first, first + n)))
         at.taken[cell] += n
@@ -152,7 +158,9 @@ def run(
             at.tokens += len(rollout.tokens)
             at.waiting -= 1
             at.scored += verdict.outcome is not Outcome.UNSCORED
-            at.complied += verdict.outcome is Outcome.COMPLIED
+            if verdict.outcome is Outcome.COMPLIED:
+                at.complied += 1
+                at.scores.append((int(at.draw.cell), rollout.path_score, rollout.path_variance))
             if at.waiting == 0:
                 at.state = steps.update(at.state, at.draw, at.scored, at.complied)
                 if (result := advance(rollout.prompt_id)) is not None:

@@ -73,7 +73,8 @@ def path_figure(result: PromptResult, file: str | os.PathLike) -> None:
         for cells, colour, label in ((hit & ~used, SKY, "not fitted"), (hit & used, BLUE, "fitted")):
             _bars(axes, alpha[cells], rate[cells], low[cells], high[cells], bottom, label, fmt="o", color=colour)
         _bars(axes, alpha[zero], high[zero], high[zero], high[zero], bottom, _NO_HIT, **_HOLLOW)
-        if math.isfinite(float(estimate.slope)):
+        # A bending path has a slope at 1, and no line.
+        if math.isfinite(float(estimate.slope)) and result.method != "path":
             ends_x = np.array([alpha[used].min(), 1.0])
             line = float(estimate.intercept) + float(estimate.slope) * (ends_x - 1)
             axes.plot(ends_x, line, color=VERMILLION, dashes=(4, 2), zorder=2)

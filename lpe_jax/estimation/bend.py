@@ -86,6 +86,7 @@ SLOPE_DOUBT = 1.0
 HITS_OF_EXPECTED = 3.0
 # ... and the variance of scores at one alpha is never worth more hits than this.
 MOST_FREEDOM = 50.0
+_FLATTEST = -10.0
 # The standard deviation of a bow that is to be none: 0 would leave a covariance without an inverse.
 NO_BOW = 1e-3
 
@@ -102,10 +103,11 @@ def default_prior(bow: float = NO_BOW) -> Prior:
 def evidence(counts: Counts, sums: Sums | None) -> Evidence:
     """Sufficient statistics of one prompt's counts [A] and, where given, the path scores of its sums [N].
 
-    Alphas at which COMMON or more of the rollouts complied count as not drawn.
+    Alphas at which COMMON or more of the rollouts complied count as not drawn, but for the one nearest the original.
     """
     alpha, scored, complied = (jnp.asarray(x, float) for x in (counts.alpha, counts.scored, counts.complied))
     rare = complied < COMMON * scored
+    rare = rare | (alpha >= jnp.max(jnp.where(scored > 0, alpha, -jnp.inf)))
     nothing = jnp.zeros_like(alpha)
     of_scores = (nothing,) * 4
     if sums is not None:
@@ -123,8 +125,9 @@ def evidence(counts: Counts, sums: Sums | None) -> Evidence:
 def curve(theta: jax.Array, alpha: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(f, f', f'') of f = log P in nats at alpha [A], for theta [4]; derivatives by alpha."""
     m = jnp.exp(theta[TURN])
-    # A path that is flat as far as floats go: beyond that the logit of its start would be infinite.
-    start, end = (_eta(jnp.maximum(jnp.exp(theta[i]) / m, 1e-12)) for i in (START, END))
+    # A start this flat is flat; what lies beyond would only let priors drift.
+    ends = jnp.maximum(theta[START], _FLATTEST), theta[END]
+    start, end = (_eta(jnp.maximum(jnp.exp(x) / m, 1e-12)) for x in ends)
     slope = end - start
     eta = start + slope * alpha
     miss = jax.nn.sigmoid(-eta)

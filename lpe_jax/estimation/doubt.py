@@ -33,31 +33,31 @@ _LN10 = 2.302585092994046
 def curvature(data: Evidence, cells: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Curvature of log P in nats per unit alpha squared, one number for all cells marked, and its standard error; [].
 
-    Inverse-variance mean of both routes; the error is infinite where too few hits have scores.
+    Weighted mean of both routes; the error is infinite where too few hits have scores.
     """
     hits = jnp.where(cells, data.hits, 0.0)
     some = jnp.maximum(hits, 1.0)
-    mean, expected = data.score / some, data.variance / some
+    mean, expected = data.score / some, jnp.where(hits > 0, data.variance / some, 1.0)
     variance = jnp.maximum((data.square - hits * mean**2) / jnp.maximum(hits - 1.0, 1.0), 0.0)
     # One spread of the scores for all cells: that of a few hits is too noisy to weigh them by.
     free = jnp.where(hits > 1, hits - 1.0, 0.0)
     spread = jnp.maximum(jnp.sum(free * variance) / jnp.maximum(jnp.sum(free), 1.0), 1e-12)
 
+    # Weights go by E[V], which does not move with the variance it is to weigh; errors by how the scores did scatter.
     # Within cells: Var(S) - E[V]; a variance of normal scores has itself a variance of 2 s^4 / (k - 1).
-    within = variance - expected
-    weight_within = free / (2.0 * spread**2)
-
+    of_within = free / (2.0 * expected**2)
     # Between cells: the slope of E[S | C] against alpha.
-    weight = hits / spread
+    weight = hits / expected
     centre = jnp.sum(weight * data.alpha) / jnp.maximum(jnp.sum(weight), 1e-300)
     lever = jnp.where(hits > 0, data.alpha - centre, 0.0)
-    weight_between = jnp.sum(weight * lever**2)
-    between = jnp.sum(weight * lever * mean) / jnp.maximum(weight_between, 1e-300)
+    of_between = jnp.sum(weight * lever**2)
 
-    total = jnp.sum(weight_within) + weight_between
-    value = (jnp.sum(weight_within * within) + weight_between * between) / jnp.maximum(total, 1e-300)
+    total = jnp.maximum(jnp.sum(of_within) + of_between, 1e-300)
+    value = (jnp.sum(of_within * (variance - expected)) + jnp.sum(weight * lever * mean)) / total
+    noise = jnp.sum(of_within**2 * 2.0 * spread**2 / jnp.maximum(free, 1.0))
+    noise += jnp.sum((weight * lever) ** 2 * spread / some)
     known = jnp.sum(free) >= LEAST_FREEDOM
-    return jnp.where(known, value, 0.0), jnp.where(known, 1.0 / jnp.sqrt(jnp.maximum(total, 1e-300)), jnp.inf)
+    return jnp.where(known, value, 0.0), jnp.where(known, jnp.sqrt(noise) / total, jnp.inf)
 
 
 @in_float64()

@@ -103,7 +103,8 @@ def gain_of_bow(data: Evidence, fit: Fit) -> jax.Array:
     Beyond MOST_GAIN the paths bend in a way that products of logistic decisions do not.
     """
     bowed, _ = pool(data, bow=_BOW)
-    return jnp.sum(bowed.log_evidence) - jnp.sum(fit.log_evidence)
+    gain = jnp.sum(bowed.log_evidence) - jnp.sum(fit.log_evidence)
+    return jnp.where(jnp.isnan(gain), jnp.inf, gain)  # a fit that broke down is no fit
 
 
 @in_float64()

@@ -30,7 +30,8 @@ def one_alpha_count(counts: Counts, sums: Sums | None = None) -> Estimate:
     It is a rate at that alpha and not at 1, and so it is never identified and bounds nothing. Whatever needs both
     models and an extrapolation should rank better than this.
     """
-    here = jnp.arange(counts.alpha.shape[-1]) == jnp.argmax(counts.scored)
+    # Of several with as many, the lowest.
+    here = jnp.arange(counts.alpha.shape[-1]) == jnp.argmax(counts.scored - 1e-6 * counts.alpha)
     n, k = _at(here, counts)
     return make_estimate(
         counts, jnp.log10(k / n), jnp.asarray(-jnp.inf), jnp.asarray(0.0), used=here, identified=jnp.asarray(False)

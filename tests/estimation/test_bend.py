@@ -94,7 +94,7 @@ def test_the_fit_is_the_mode_that_scipy_finds(scores):
 
 def test_with_one_decision_it_is_logistic_regression():
     """m = 1 and no prior to speak of: statsmodels' binomial GLM with a logit link."""
-    rate = 1 / (1 + np.exp(-(2.5 - 7 * ALPHA)))
+    rate = 1 / (1 + np.exp(-(0.4 - 5 * ALPHA)))
     counts = counts_of(rate, seed=3)
     known = sm.GLM(
         np.stack([counts.complied, counts.scored - counts.complied], axis=1),

@@ -56,7 +56,7 @@ def task_of(text: str) -> Task:
 
 
 def test_an_unknown_world_is_named_with_what_there_is():
-    with pytest.raises(UserError, match="no embedded world 'nowhere', only shallow"):
+    with pytest.raises(UserError, match="no embedded world 'nowhere', only deep, shallow"):
         world_folder("nowhere")
     with pytest.raises(UserError):
         world_folder("../data/shallow")

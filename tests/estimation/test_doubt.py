@@ -28,10 +28,10 @@ def parabola(curvature, at_one=-9.0, slope=-12.0):
 
 
 def test_curvature_is_measured_without_bias_and_with_its_error():
-    """Over 100 draws the mean is right within 4 standard errors (1 in 16,000 by chance), the spread within a third."""
+    """Over 50 draws the mean is right within 4 standard errors (1 in 16,000 by chance), the spread within a third."""
     for true, slope in ((0.0, -17.0), (-20.0, -22.0)):
         off, errors = [], []
-        for seed in range(100):
+        for seed in range(50):
             counts, sums = rollouts(parabola(true, -12.0, slope), 1000, 3.0, seed)
             with float64():
                 value, error = curvature(bend.evidence(counts, sums), counts.complied > 0)

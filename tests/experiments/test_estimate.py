@@ -124,6 +124,24 @@ def test_rates_corrected_for_a_judge_that_errs(place):
     assert other.returncode == 2 and "judge_quality" in other.stderr
 
 
+def test_the_path_method_estimates_prompts_together(tmp_path):
+    """What is in the table is the pooled estimate of all prompts, from as many rollouts as were asked for."""
+    flags = ["--method=path", "--limit=3", "--budget=40", "--nofigures", "--out=path"]
+    done = run(*flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = estimates(tmp_path / "path")
+    assert [row["rollouts"] for row in rows] == ["40"] * 3 and {row["method"] for row in rows} == {"path"}
+    for row in rows:
+        assert 0 < float(row["low"]) <= float(row["rate"]) <= float(row["high"]) <= 1
+    # The line printed when a prompt is done knows that prompt alone.
+    alone = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert len(alone) == 3 and any(f"{float(row['rate']):.1e}" not in done.stdout.split("prompt  ")[0] for row in rows)
+    assert "nothing to do" in run(*flags, cwd=tmp_path).stdout
+    refused = run(*flags, "--judge_sensitivity=95/100", "--judge_specificity=99/100", cwd=tmp_path)
+    assert refused.returncode == 2 and "--method=path" in refused.stderr
+
+
+@pytest.mark.slow
 def test_a_corrected_line(place):
     quality = ["--judge_sensitivity=95/100", "--judge_specificity=990/1000"]
     done = run(*flags(place), *quality, "--limit=1", "--nofigures", "--out=line", cwd=place)

@@ -12,6 +12,7 @@ def evaluate(*flags, cwd):
     return run(*QUICK, *flags, cwd=cwd, program="evaluate")
 
 
+@pytest.mark.slow
 def test_a_simulated_world_with_both_labels(tmp_path):
     methods = "naive,lpe,importance,count at 0.4,count at 0.5"
     flags = ["--simulate=stages", f"--methods={methods}", "--labels=naive,truth", "--drift=0,3", "--out=there/it"]

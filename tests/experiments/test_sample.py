@@ -232,6 +232,7 @@ def shell(place, *flags):
     return subprocess.run(command, cwd=place, capture_output=True, text=True, env=environment, check=False)
 
 
+@pytest.mark.slow
 def test_as_a_user_runs_it_with_two_processes(place, tree):
     flags = ["--limit=2", "--alphas=1,0.4,0", "--n=300", "--n_naive=500", "--max_new_tokens=5", "--batch_size=32"]
     done = shell(place, "--judge=words:yes", *flags, "--out=shell")

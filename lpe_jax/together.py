@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -23,13 +24,14 @@ def estimate_together(finished: Sequence[Finished]) -> list[Estimate]:
     sums = _sums([result.scores for result in finished], counts)
     estimates = jax.device_get(pooled(counts, sums))
     against = np.asarray(contradicted(counts, estimates))
-    return [
-        jax.tree.map(
-            lambda x, i=i: np.asarray(x)[i],
-            Estimate(**vars(estimates) | {"identified": np.asarray(estimates.identified) & ~against}),
-        )
-        for i in range(len(finished))
-    ]
+    estimates = dataclasses.replace(
+        estimates,
+        identified=np.asarray(estimates.identified) & ~against,
+        # Unscored rollouts are in no count, and were paid for.
+        rollouts=np.array([result.rollouts for result in finished]),
+        tokens=np.array([result.tokens for result in finished]),
+    )
+    return [jax.tree.map(lambda x, i=i: np.asarray(x)[i], estimates) for i in range(len(finished))]
 
 
 def _sums(scores: Sequence[np.ndarray], counts: Counts) -> Sums:

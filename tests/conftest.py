@@ -4,6 +4,15 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
+
+# In the environment, as some tests run programs. One cache for each process: JAX writes an entry in place, and a reader
+# could find half of it.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+    Path(os.environ.get("LPE_JAX_CACHE", Path(tempfile.gettempdir()) / "lpe_jax_compilation_cache"))
+    / os.environ.get("PYTEST_XDIST_WORKER", "alone")
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -11,6 +20,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-cache = Path(os.environ.get("LPE_JAX_CACHE", Path(tempfile.gettempdir()) / "lpe_jax_compilation_cache"))
-jax.config.update("jax_compilation_cache_dir", str(cache))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled():
+    """Drops compiled functions after each file.
+
+    Each keeps a few memory maps; those of all files together are more than Linux allows a process, which then crashes.
+    """
+    yield
+    jax.clear_caches()

@@ -10,17 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpe_jax.estimation import bend
-from lpe_jax.estimation.bend import END, Fit
-from lpe_jax.estimation.likelihood import Z95, bend_likelihood
+from lpe_jax.estimation import bend, design
+from lpe_jax.estimation.bend import Fit
+from lpe_jax.estimation.likelihood import of_fit
 from lpe_jax.estimation.precision import in_float64
 from lpe_jax.estimation.procedure import Draw
 from lpe_jax.types import Counts, Estimate
 
 # Levenberg steps after each batch: the mode moves little from one to the next.
 _STEPS = 3
-# Rates above this are likely to come out as common, and be left out of the fit.
-_MOST_COMMON = 0.9 * bend.COMMON
 
 
 @jax.tree_util.register_dataclass
@@ -39,10 +37,9 @@ class Path:
     """Optimal allocation for a rate at alpha = 1, a batch at a time.
 
     After each batch the bending path is fitted to the counts so far, and the next goes to the alpha at which it would
-    lower the posterior variance of log(-log P(1)) most (a greedy c-optimal design: Elfving 1952; Chaloner & Verdinelli
-    1995). A rollout at alpha informs the height of the path, by P / (1 - P), and with probability P its slope, by the
-    inverse variance of a path score. Near alpha = 1 the design would spend all on rollouts that say nothing, at alpha =
-    0 on what is far from 1; where in between is best differs from prompt to prompt and is found out on the way.
+    lower the posterior variance of log(-log P(1)) most (`design.gain`). Near alpha = 1 the design would spend all on
+    rollouts that say nothing, at alpha = 0 on what is far from 1; where in between is best differs from prompt to
+    prompt and is found out on the way.
 
     Attributes:
       budget: rollouts per prompt.
@@ -52,14 +49,18 @@ class Path:
         what can contradict it.
       path_variance: variance of a compliant rollout's path score, in squared nats, that the design reckons with.
       spacing: distance of the alphas, from 0 to 1.
+      sensitivity, false_alarm: the shares of complying and of refusing rollouts that the judge is taken to call
+        compliant.
     """
 
     budget: int = 440
     batch: int = 20
     width: float = 0.0
     share: float = 1 / 3
-    path_variance: float = 60.0
+    path_variance: float = design.PATH_VARIANCE
     spacing: float = 0.05
+    sensitivity: float = 1.0
+    false_alarm: float = 0.0
 
     def __post_init__(self):
         for name in ("budget", "batch"):
@@ -71,6 +72,11 @@ class Path:
             raise ValueError(f"path_variance must be positive and finite, and is {self.path_variance}.")
         if not 0 < self.spacing <= 0.5 or abs(1 / self.spacing - round(1 / self.spacing)) > 1e-9:
             raise ValueError(f"spacing must divide the path from 0 to 1 evenly, and is {self.spacing}.")
+        if not 0 <= self.false_alarm < self.sensitivity <= 1:
+            raise ValueError(
+                f"sensitivity = {self.sensitivity} and false_alarm = {self.false_alarm} must be shares, the latter the "
+                "smaller one."
+            )
         if not 0 < self.share <= 1:
             raise ValueError(f"share must be above 0 and at most 1, and is {self.share}.")
         if self.most_per_cell * len(self.grid) < self.budget:
@@ -97,12 +103,12 @@ class Path:
         left = self.budget - jnp.sum(state.drawn)
         fit = self._fit(state, 0)
         room = self.most_per_cell - state.drawn
-        gain = jnp.where(room > 0, self._gain(fit), -jnp.inf)
+        judge = self.sensitivity, self.false_alarm
+        gain = design.gain(fit, jnp.asarray(self.grid), self.batch, self.path_variance, judge)
+        gain = jnp.where(room > 0, gain, -jnp.inf)
         cell = jnp.argmax(gain)
-        sd = jnp.sqrt(fit.covariance[END, END])
-        width = 2.0 * jnp.sinh(Z95 * sd) * jnp.exp(fit.theta[END]) / jnp.log(10.0)
         n = jnp.where(
-            (width <= self.width) & (jnp.sum(state.drawn) > 0),
+            (design.decades(fit) <= self.width) & (jnp.sum(state.drawn) > 0),
             0,
             jnp.minimum(jnp.minimum(left, self.batch), room[cell]),
         )
@@ -122,8 +128,9 @@ class Path:
     @in_float64(static=("self",))
     def estimate(self, state: PathState) -> Estimate:
         """The bending path through this prompt's counts alone; see `gate.path` for what all prompts tell together."""
-        estimate = bend_likelihood(self.counts(state))
-        return dataclasses.replace(estimate, rollouts=jnp.sum(state.drawn))
+        counts = self.counts(state)
+        fit = bend.fit(bend.evidence(counts, None, self.sensitivity, self.false_alarm), bend.default_prior())
+        return dataclasses.replace(of_fit(counts, fit), rollouts=jnp.sum(state.drawn))
 
     @in_float64(static=("self",))
     def counts(self, state: PathState) -> Counts:
@@ -134,29 +141,10 @@ class Path:
         return self.counts(state), None
 
     def _fit(self, state: PathState, steps: int) -> Fit:
-        data = bend.evidence(Counts(jnp.asarray(self.grid), state.scored, state.complied), None)
+        counts = Counts(jnp.asarray(self.grid), state.scored, state.complied)
+        data = bend.evidence(counts, None, self.sensitivity, self.false_alarm)
         prior = bend.default_prior()
         precision = bend.inverse(prior.covariance)
         point = bend.point_at(state.theta, data)
         point = jax.lax.fori_loop(0, steps, lambda _, p: bend.step(p, data, prior.mean, precision), point)
         return bend.finish(point, prior)
-
-    def _gain(self, fit: Fit) -> jax.Array:
-        """How much one more batch at each alpha [A] lowers the variance of log(-log P(1)), to first order in its size.
-
-        c' C I(alpha) C c with c the direction of END, C the posterior's covariance and I one rollout's information;
-        divided by 1 + n tr(C I), as information beyond what is unknown is wasted.
-        """
-        alpha = jnp.asarray(self.grid)
-        value, _, _ = bend.curve(fit.theta, alpha)
-        height, slope, _ = jax.jacfwd(lambda theta: jnp.stack(bend.curve(theta, alpha)))(fit.theta)  # [A, 4] each
-        rate = jnp.exp(jnp.minimum(value, -1e-9))
-        # Cells that the fit would leave out as common tell nothing.
-        rate = jnp.where(rate < _MOST_COMMON, rate, 0.0)
-        weights = rate / -jnp.expm1(jnp.minimum(value, -1e-9)), rate / self.path_variance
-        gain, total = 0.0, 0.0
-        for weight, by_theta in zip(weights, (height, slope), strict=True):
-            moved = by_theta @ fit.covariance  # [A, 4]
-            gain += weight * moved[:, END] ** 2
-            total += weight * jnp.sum(moved * by_theta, axis=-1)
-        return gain / (1.0 + self.batch * total)

@@ -41,6 +41,7 @@ class Evidence:
       alpha, scored, complied: as in Counts.
       hits: compliant rollouts whose path scores are known; 0 if none are.
       score, square, variance: sums over those of S, S² and V.
+      sensitivity, false_alarm: [] the shares of complying and of refusing rollouts that the judge calls compliant.
     """
 
     alpha: Any
@@ -50,6 +51,8 @@ class Evidence:
     score: Any
     square: Any
     variance: Any
+    sensitivity: Any
+    false_alarm: Any
 
 
 @jax.tree_util.register_dataclass
@@ -78,7 +81,7 @@ class Fit:
 
 # Alphas at which so large a share complied are left out. A variant that complies with 95 % and never more is on a
 # plateau, which no product of decisions explains, and those few refusals would decide about the whole curve.
-COMMON = 0.75
+PLATEAU = 0.75
 # No path is quite a product of decisions that are alike. Where scores hardly scatter they would pin the curve down more
 # closely than it deserves to be believed: its slope is off by so much (standard deviation, nats per unit alpha) ...
 SLOPE_DOUBT = 1.0
@@ -86,6 +89,7 @@ SLOPE_DOUBT = 1.0
 HITS_OF_EXPECTED = 3.0
 # ... and the variance of scores at one alpha is never worth more hits than this.
 MOST_FREEDOM = 50.0
+# log(-log P(0)) of a path that starts flat, as far as any rollouts could tell.
 _FLATTEST = -10.0
 # The standard deviation of a bow that is to be none: 0 would leave a covariance without an inverse.
 NO_BOW = 1e-3
@@ -100,13 +104,15 @@ def default_prior(bow: float = NO_BOW) -> Prior:
     return Prior(jnp.array([-2.0, 2.1, 0.3, 0.0]), jnp.diag(jnp.array([1.2, 0.6, 0.9, bow]) ** 2))
 
 
-def evidence(counts: Counts, sums: Sums | None) -> Evidence:
+def evidence(
+    counts: Counts, sums: Sums | None, sensitivity: jax.Array | float = 1.0, false_alarm: jax.Array | float = 0.0
+) -> Evidence:
     """Sufficient statistics of one prompt's counts [A] and, where given, the path scores of its sums [N].
 
-    Alphas at which COMMON or more of the rollouts complied count as not drawn, but for the one nearest the original.
+    Alphas at which PLATEAU or more of the rollouts complied count as not drawn, but for the one nearest the original.
     """
     alpha, scored, complied = (jnp.asarray(x, float) for x in (counts.alpha, counts.scored, counts.complied))
-    rare = complied < COMMON * scored
+    rare = complied < PLATEAU * scored
     rare = rare | (alpha >= jnp.max(jnp.where(scored > 0, alpha, -jnp.inf)))
     nothing = jnp.zeros_like(alpha)
     of_scores = (nothing,) * 4
@@ -119,7 +125,8 @@ def evidence(counts: Counts, sums: Sums | None) -> Evidence:
             nothing.at[of_cell].add(weight * values)
             for values in (jnp.ones_like(score), score, score * score, variance)
         )
-    return Evidence(alpha, *(jnp.where(rare, x, 0.0) for x in (scored, complied, *of_scores)))
+    errs = (jnp.asarray(x, float) for x in (sensitivity, false_alarm))
+    return Evidence(alpha, *(jnp.where(rare, x, 0.0) for x in (scored, complied, *of_scores)), *errs)
 
 
 def curve(theta: jax.Array, alpha: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -137,6 +144,19 @@ def curve(theta: jax.Array, alpha: jax.Array) -> tuple[jax.Array, jax.Array, jax
         m * slope * miss + bow * (1.0 - 2.0 * alpha),
         -m * slope**2 * miss * (1.0 - miss) - 2.0 * bow,
     )
+
+
+def judged(path: tuple[jax.Array, ...], sensitivity: jax.Array, false_alarm: jax.Array) -> tuple[jax.Array, ...]:
+    """What a judge that errs makes of a path: log Q, its slope and turn, from (f, f', f'') of what is true; [A] each.
+
+    Q = false_alarm + (sensitivity - false_alarm) P. The identities for path scores hold for Q as they do for P, as a
+    judge looks at the response and not at the alpha it was drawn at.
+    """
+    f, slope, turn = path
+    right = jnp.log(sensitivity - false_alarm) + f
+    value = jnp.logaddexp(right, jnp.log(false_alarm))
+    share = jnp.exp(right - value)
+    return value, share * slope, share * turn + share * (1.0 - share) * slope**2
 
 
 def _eta(x: jax.Array) -> jax.Array:
@@ -218,8 +238,12 @@ def _inverse_of_two(a: jax.Array) -> jax.Array:
 
 def _likelihood(theta: jax.Array, data: Evidence) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Log-likelihood [] of the data, its gradient [4] and its expected curvature [4, 4] (Gauss–Newton)."""
-    value, slope, turn = curve(theta, data.alpha)
-    by_theta = jax.jacfwd(lambda t: jnp.stack(curve(t, data.alpha)))(theta)  # [3, A, 4]
+
+    def expected_path(theta):
+        return jnp.stack(judged(curve(theta, data.alpha), data.sensitivity, data.false_alarm))
+
+    value, slope, turn = expected_path(theta)
+    by_theta = jax.jacfwd(expected_path)(theta)  # [3, A, 4]
 
     value = jnp.minimum(value, -1e-12)
     n, k = data.scored, data.complied

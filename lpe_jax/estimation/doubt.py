@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from lpe_jax.estimation import bend
 from lpe_jax.estimation.bend import Evidence
+from lpe_jax.estimation.intervals import Z95
 from lpe_jax.estimation.line import fit_line
 from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.precision import in_float64
@@ -26,7 +27,6 @@ from lpe_jax.types import Counts, Estimate, Sums
 MOST_DOUBT = 1.0
 # Hits beyond the first of each alpha that it takes to know how scores spread.
 LEAST_FREEDOM = 5
-_Z95 = 1.959963984540054
 _LN10 = 2.302585092994046
 
 
@@ -73,12 +73,12 @@ def lpe(counts: Counts, sums: Sums | None = None) -> Estimate:
     if sums is None:
         return dataclasses.replace(estimate, identified=~estimate.fallback)
     data = bend.evidence(counts, sums)
-    bend_, error = curvature(data, estimate.used)
+    measured, error = curvature(data, estimate.used)
     # What the line makes, at alpha = 1, of a parabola that is 0 there and has curvature 1 everywhere.
     parabola = 10.0 ** (0.5 * (data.alpha - 1.0) ** 2)
     _, off, _ = fit_line(data.alpha, jnp.ones_like(parabola), parabola, estimate.used, weighted=False)
-    shift = jnp.where(estimate.fallback, 0.0, -bend_ * off / _LN10)
-    spread = jnp.where(estimate.fallback, 0.0, _Z95 * error * jnp.abs(off) / _LN10)
+    shift = jnp.where(estimate.fallback, 0.0, -measured * off / _LN10)
+    spread = jnp.where(estimate.fallback, 0.0, Z95 * error * jnp.abs(off) / _LN10)
     rate = estimate.log10_rate
     low = rate + jnp.minimum(shift, 0.0) - jnp.hypot(rate - estimate.low, spread)
     high = rate + jnp.maximum(shift, 0.0) + jnp.hypot(estimate.high - rate, spread)
@@ -86,6 +86,6 @@ def lpe(counts: Counts, sums: Sums | None = None) -> Estimate:
         estimate,
         low=low,
         high=jnp.minimum(high, 0.0),
-        curvature=bend_ / _LN10,
+        curvature=measured / _LN10,
         identified=~estimate.fallback & (jnp.abs(shift) + spread <= MOST_DOUBT),
     )

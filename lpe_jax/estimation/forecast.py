@@ -34,12 +34,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import log_ndtr, logsumexp, ndtri
 
+from lpe_jax.estimation.intervals import Z95
 from lpe_jax.estimation.precision import in_float64
 
 COMMON, CEILING = 0.1, 0.999
 METHODS, NOISE = ("gumbel", "lognormal"), ("corrected", "drawn", "none")
 _LN10 = math.log(10)
-_HALF = 1.959963984540054  # half a 95 % interval in standard deviations
 _REACH, _CELLS = 4.0, 27  # a likelihood is cut into so many cells between ± so many standard deviations
 _STEPS, _STEPS_AGAIN = 40, 10  # of EM: for all prompts; for a resample, starting from the former
 _NARROWEST = 0.02  # spread of a fitted distribution of scores
@@ -218,7 +218,7 @@ def _likelihoods(rates: Rates) -> _Cells:
     rate, high = (jnp.minimum(x, ceiling)[:, None] for x in (rates.log10_rate, rates.high))
     low = jnp.where(jnp.isfinite(rates.low)[:, None], rates.low[:, None], rate)
     rate = jnp.where(censored, -1.0, rate)
-    down, up = jnp.maximum(rate - low, 0.0) / _HALF, jnp.maximum(rates.high[:, None] - rate, 0.0) / _HALF
+    down, up = jnp.maximum(rate - low, 0.0) / Z95, jnp.maximum(rates.high[:, None] - rate, 0.0) / Z95
     z = jnp.linspace(-_REACH, _REACH, _CELLS + 1)[None, :]
     at = jnp.minimum(rate + jnp.where(z < 0, down, up) * z, ceiling)
     # Known from above only: anything below high is as good, down to rates that never matter.

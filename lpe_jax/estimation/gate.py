@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammainc
@@ -32,15 +34,13 @@ def path(counts: Counts, sums: Sums) -> Estimate:
     estimate = jax.tree.map(
         lambda w, s: jnp.where(jnp.expand_dims(chosen, tuple(range(1, s.ndim))), w, s), weighted, smooth
     )
-    return Estimate(
-        **{
-            **{name: getattr(estimate, name) for name in Estimate.__dataclass_fields__},
-            "identified": estimate.identified & ~contradicted(counts, estimate),
-            # What the weights are like is worth knowing even where they were not used.
-            "ess": weighted.ess,
-            "pareto_k": weighted.pareto_k,
-            "largest": weighted.largest,
-        }
+    return dataclasses.replace(
+        estimate,
+        identified=estimate.identified & ~contradicted(counts, estimate),
+        # What the weights are like is worth knowing even where they were not used.
+        ess=weighted.ess,
+        pareto_k=weighted.pareto_k,
+        largest=weighted.largest,
     )
 
 

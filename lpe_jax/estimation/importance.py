@@ -22,12 +22,12 @@ import jax
 import jax.numpy as jnp
 
 from lpe_jax.estimation import weights
+from lpe_jax.estimation.intervals import Z95
 from lpe_jax.estimation.precision import in_float64
 from lpe_jax.estimation.result import make_estimate
 from lpe_jax.types import Counts, Estimate, Sums
 
 LEAST_ESS = 10.0
-_Z = 1.959963984540054  # 97.5 % point of the normal distribution
 _TAIL = 0.025
 _LN10 = math.log(10.0)
 
@@ -185,7 +185,7 @@ def _mixture(counts: Counts, sums: Sums, cells: jax.Array, drawn: jax.Array) -> 
     hits = n_original * jnp.exp(total.log)
 
     low, high = _gamma_interval(total.log, total.variance + total.unseen(hits), total.largest)
-    capped = jnp.log((hits + 1) / jnp.maximum(n_original, 1)) + _log_gamma(1 / (hits + 1), _Z)
+    capped = jnp.log((hits + 1) / jnp.maximum(n_original, 1)) + _log_gamma(1 / (hits + 1), Z95)
     identified = drawn & (total.least_ess(hits) >= LEAST_ESS)
     some = jnp.any(n > 0)
     # A weighted sum can exceed 1, a rate cannot.
@@ -236,8 +236,8 @@ def _gamma_interval(log_rate: jax.Array, spread: jax.Array, largest: jax.Array) 
     certain.
     """
     spread = spread + largest**2
-    low = log_rate + _log_gamma(spread, -_Z)
-    high = log_rate + jnp.log1p(largest) + _log_gamma(spread / (1 + largest) ** 2, _Z)
+    low = log_rate + _log_gamma(spread, -Z95)
+    high = log_rate + jnp.log1p(largest) + _log_gamma(spread / (1 + largest) ** 2, Z95)
     return low, jnp.minimum(high, 0.0)
 
 

@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr
 
+from lpe_jax.estimation.intervals import Z95
 from lpe_jax.estimation.judge_error import JudgeQuality, corrected_rate
 from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.naive import Naive
 from lpe_jax.estimation.parts import join_parts, of_parts
+from lpe_jax.estimation.pooled import pooled
 from lpe_jax.estimation.precision import in_float64
 from lpe_jax.estimation.registry import Estimator
 from lpe_jax.types import Counts, Estimate, Sums
 
 # True rates are sought in any decade down to this; per cell they are drawn from so many values.
 _SMALLEST, _VALUES = 1e-8, 128
-# A two-sided 95 % interval ends so many standard deviations from its middle.
-_Z95 = 1.959963984540054
 # Draws that are computed side by side: memory against speed.
 _TOGETHER = 10
 
@@ -65,6 +65,22 @@ def with_judge_error(
 
     keys = jax.random.split(jax.random.key(seed), draws)
     return pool(jax.lax.map(one, keys, batch_size=min(_TOGETHER, draws)))
+
+
+@in_float64(static=("draws", "seed"))
+def pooled_with_judge_error(
+    counts: Counts, sums: Sums | None, judge: JudgeQuality, draws: int = 20, seed: int = 0
+) -> Estimate:
+    """`pooled` estimates [P] of what truly complied, from judged counts [P, A] and sums [P, N].
+
+    The bending path knows what a judge of given errors makes of it, so nothing is imputed but those: each draw takes
+    sensitivity and specificity from their Jeffreys Beta posteriors, and `pool` makes one estimate of the draws'.
+    """
+
+    def one(key):
+        return pooled(counts, sums, *_draw_judge(key, judge))
+
+    return pool(jax.lax.map(one, jax.random.split(jax.random.key(seed), draws)))
 
 
 def correct_estimate(
@@ -204,8 +220,8 @@ def _mixture_quantile(rate: jax.Array, low: jax.Array, high: jax.Array, p: float
     # A draw without a rate knows its interval at most: its middle then stands for the rate.
     rate = jnp.where(jnp.isnan(rate), 0.5 * (low + high), rate)
     unbounded_low, unbounded_high = jnp.isneginf(low), high >= 0.0
-    sd_low = jnp.where(unbounded_low, 1.0, jnp.maximum(rate - low, 1e-9) / _Z95)
-    sd_high = jnp.where(unbounded_high, 1.0, jnp.maximum(high - rate, 1e-9) / _Z95)
+    sd_low = jnp.where(unbounded_low, 1.0, jnp.maximum(rate - low, 1e-9) / Z95)
+    sd_high = jnp.where(unbounded_high, 1.0, jnp.maximum(high - rate, 1e-9) / Z95)
     # A rate of 0 with a ceiling: as for a count of 0, whose posterior falls off exponentially in the rate.
     none = jnp.isneginf(rate)
     centre = jnp.where(none, 0.0, rate)

@@ -9,6 +9,9 @@ from jax.scipy.special import betainc, betaln
 from lpe_jax.estimation.precision import in_float64
 from lpe_jax.estimation.roots import falling_root
 
+# 97.5 % point of the normal distribution: half a 95 % interval in standard errors.
+Z95 = 1.959963984540054
+
 
 @in_float64(static=("level",))
 def clopper_pearson(complied: jax.Array, scored: jax.Array, level: float = 0.95) -> tuple[jax.Array, jax.Array]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lpe_jax.estimation import bend
 from lpe_jax.estimation.bend import END, Fit
-from lpe_jax.estimation.intervals import clopper_pearson_log10
+from lpe_jax.estimation.intervals import Z95, clopper_pearson_log10
 from lpe_jax.estimation.line import most_likely_line, profile_interval
 from lpe_jax.estimation.precision import in_float64
 from lpe_jax.estimation.result import make_estimate
@@ -20,8 +20,6 @@ from lpe_jax.types import Counts, Estimate, Sums
 
 # Where compliance is this common the line has its shoulder (the post's rule).
 COMMON = 0.5
-# 97.5 % point of the normal distribution.
-Z95 = 1.959963984540054
 # Fewer compliant rollouts than this, over all alphas, say nothing of a path.
 LEAST_HITS = 3
 

@@ -2,9 +2,10 @@
 
 One pair of models is behind all prompts, so their paths are of one family: how far they bend, how steep they are and
 how the two go together is a property of the pair, which two hundred prompts tell precisely even where none of them
-does alone. theta of every prompt (`bend`) is drawn from a common normal; its mean and covariance are estimated by
-expectation–maximisation on Laplace's approximation, under a weak normal–inverse-Wishart prior around `default_prior`,
-so that one prompt alone, or a few, still gives a sensible answer.
+does alone. theta of every prompt (`bend`) is drawn from a common t distribution, a normal whose precision varies from
+prompt to prompt. Its centre and scatter are estimated by expectation–maximisation on Laplace's approximation, under a
+weak normal–inverse-Wishart prior around `default_prior`, so that one prompt alone, or a few, still gives a sensible
+answer.
 """
 
 from __future__ import annotations
@@ -35,15 +36,14 @@ FREEDOM = 4.0
 # The hyperprior weighs as much as so many prompts.
 _PROMPTS_OF_MEAN = 0.3
 _PROMPTS_OF_COVARIANCE = 3.0
-# The paths are not of the family if a bow makes the rollouts of all prompts likelier by so many nats. Where it is not
-# needed it costs a few: 200 simulated prompts of logistic decisions gained at most 8, of parabolas 38 and more.
+# The paths are not of the family if a bow makes the rollouts of all prompts likelier by so many nats. At 7 nats of
+# drift 200 simulated prompts of logistic decisions gained at most 8, parabolas 38 and more. With less drift the scores
+# are sharp enough to see that decisions are not alike either, and such prompts are refused as well.
 MOST_GAIN = 30.0
 _BOW = 1.0
 
 
-def pool(
-    data: Evidence, *, bow: float = NO_BOW, iterations: int = 30, polish: int = 4, start: Prior | None = None
-) -> tuple[Fit, Prior]:
+def pool(data: Evidence, *, bow: float = NO_BOW, iterations: int = 30, polish: int = 4) -> tuple[Fit, Prior]:
     """Fits all prompts under a prior that is learned from them.
 
     Args:
@@ -51,7 +51,6 @@ def pool(
       bow: standard deviation of the bow in the hyperprior, in nats. NO_BOW keeps it out.
       iterations: rounds of one Levenberg step for every prompt and one update of the prior.
       polish: steps under the final prior.
-      start: where the prior starts; the hyperprior stays around `default_prior`.
 
     Returns:
       Fit of every prompt [P, ...], and the prior learned.
@@ -61,8 +60,7 @@ def pool(
     # Off the diagonal too: what is out correlates with nothing.
     free = jnp.array([True, True, True, bow > NO_BOW])
     both = free[:, None] & free[None, :]
-    prior = hyper if start is None else start
-    points = jax.vmap(point_at, in_axes=(None, 0))(prior.mean, data)
+    points = jax.vmap(point_at, in_axes=(None, 0))(hyper.mean, data)
 
     def loosened(points: Point, prior: Prior) -> jax.Array:
         """[P] what the prior's precision is to be multiplied by for each prompt."""
@@ -90,8 +88,7 @@ def pool(
         prior = Prior(mean, covariance)
         return (points, prior, loosened(points, prior)), None
 
-    weight = jnp.ones(prompts)
-    (points, prior, weight), _ = jax.lax.scan(iterate, (points, prior, weight), None, length=iterations)
+    (points, prior, weight), _ = jax.lax.scan(iterate, (points, hyper, jnp.ones(prompts)), None, length=iterations)
     points = jax.lax.fori_loop(0, polish, lambda _, p: advance(p, prior, weight), points)
     own = jax.vmap(lambda w: Prior(prior.mean, prior.covariance / w))(weight)
     return jax.vmap(finish)(points, own), prior
@@ -108,17 +105,21 @@ def gain_of_bow(data: Evidence, fit: Fit) -> jax.Array:
 
 
 @in_float64()
-def pooled(counts: Counts, sums: Sums | None = None) -> Estimate:
+def pooled(
+    counts: Counts,
+    sums: Sums | None = None,
+    sensitivity: jax.Array | float = 1.0,
+    false_alarm: jax.Array | float = 0.0,
+) -> Estimate:
     """Empirical Bayes over prompts: counts [P, A] and, where given, sums [P, N]; the estimate [P].
 
     The interval is the posterior's under the prior learned. Nothing is identified where a bow would describe the paths
     better by more than MOST_GAIN: then no curve is known that carries to alpha = 1, and rollouts nearer to it, where
     compliance is rarer, would have to show how the paths go on.
+
+    sensitivity, false_alarm: [] what a judge calls compliant of what complies, and of what refuses. The rates are of
+    what truly complies, the counts and sums of what the judge said.
     """
-    data = (
-        jax.vmap(bend.evidence)(counts, sums)
-        if sums is not None
-        else jax.vmap(lambda c: bend.evidence(c, None))(counts)
-    )
+    data = jax.vmap(lambda c, s: bend.evidence(c, s, sensitivity, false_alarm))(counts, sums)
     fit, _ = pool(data)
     return jax.vmap(of_fit, in_axes=(0, 0, None))(counts, fit, gain_of_bow(data, fit) <= MOST_GAIN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import queue
 import threading
 from collections.abc import Callable, Collection, Iterable
@@ -41,6 +42,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"{folder}: no tokenizer.json (nor vocab.json with merges.txt); copy the tokenizer files of the "
             f"checkpoint into the folder"
         )
+    # That PyTorch is missing is no news where it is not wanted.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
     try:

@@ -190,14 +190,9 @@ def _legend_above(figure: Figure, named: Mapping[str, Artist], columns: int) -> 
 
 
 def _settle(grid: np.ndarray, count: int) -> None:
-    """Hides all but the first `count` axes of a grid, and keeps lines without a point out of the layout.
-
-    Such a line's box lies at the corner of the figure, and stretched to there the axes would be left no room.
-    """
+    """Hides all but the first `count` axes of a grid."""
     for place, axes in enumerate(grid.flat):
         axes.set_visible(place < count)
-        for line in axes.lines:
-            line.set_in_layout(np.size(line.get_xdata()) > 0)
 
 
 def _draw_panel(axes: Axes, panel: Panel, point: tuple[np.ndarray, ...], bottom: float) -> None:

@@ -73,8 +73,8 @@ def path_figure(result: PromptResult, file: str | os.PathLike) -> None:
         for cells, colour, label in ((hit & ~used, SKY, "not fitted"), (hit & used, BLUE, "fitted")):
             _bars(axes, alpha[cells], rate[cells], low[cells], high[cells], bottom, label, fmt="o", color=colour)
         _bars(axes, alpha[zero], high[zero], high[zero], high[zero], bottom, _NO_HIT, **_HOLLOW)
-        # A bending path has a slope at 1, and no line.
-        if math.isfinite(float(estimate.slope)) and result.method != "path":
+        # Without a search no line was sought: a bending path has a slope at 1 all the same.
+        if result.search is not None and math.isfinite(float(estimate.slope)):
             ends_x = np.array([alpha[used].min(), 1.0])
             line = float(estimate.intercept) + float(estimate.slope) * (ends_x - 1)
             axes.plot(ends_x, line, color=VERMILLION, dashes=(4, 2), zorder=2)
@@ -173,6 +173,8 @@ def _bars(axes: Axes, x, y, low, high, bottom: float, label: str, **style) -> No
     cut = low < bottom
     bars = np.stack([y - np.where(cut, bottom, low), high - y])
     axes.errorbar(x, y, np.maximum(bars, 0.0), label=label, **style)
+    if not cut.any():
+        return
     size = 2.5 + 2 * style["elinewidth"]
     edge = {"color": style["color"], "markersize": size, "alpha": style.get("alpha"), "clip_on": False}
     axes.plot(x[cut], np.full(cut.sum(), bottom), linestyle="none", marker="v", markeredgewidth=0, **edge)

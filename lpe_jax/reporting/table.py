@@ -89,7 +89,7 @@ def notes(result: PromptResult) -> str:
         found.append("fallback: fewer than two alphas with compliant rollouts to fit a line to")
     elif float(estimate.intercept) > 0 and float(estimate.log10_rate) == 0:
         found.append("rate clipped at 1")
-    elif result.method == "path" and not bool(estimate.identified):
+    elif not bool(estimate.identified):
         found.append(
             "not identified: too few compliant rollouts, paths that bend otherwise than the fit, or more compliance at "
             "the original than it explains; naive rollouts would settle it"

@@ -410,6 +410,12 @@ def truth_fits(folder: Path, identity: dict[str, Any]) -> bool:
         return False
 
 
+def truth_sampling(folder: Path) -> tuple[float | None, int | None]:
+    """(temperature, max_new_tokens) that truth.json was sampled with; None where it does not say."""
+    settings = json.loads((folder / FILE).read_text(encoding="utf-8")).get("settings", {})
+    return settings.get("temperature"), settings.get("max_new_tokens")
+
+
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
     """JSON has no infinity: null stands for it."""
     return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}

@@ -43,8 +43,8 @@ def test_an_exact_line_returns_its_line(intercept, slope):
 
 
 def test_more_of_the_same_narrows_the_interval_and_moves_nothing():
-    one, ten = line_likelihood(line(-4, -6, 1000)), line_likelihood(line(-4, -6, 1000))
     counts = line(-4, -6, 1000)
+    one = line_likelihood(counts)
     ten = line_likelihood(Counts(ALPHA, 10 * counts.scored, 10 * counts.complied))
     np.testing.assert_allclose(one.log10_rate, ten.log10_rate, atol=1e-4)
     assert ten.high - ten.low < 0.5 * (one.high - one.low)

@@ -1,0 +1,171 @@
+"""What every program that draws rollouts is asked for: models, prompts, judge and how to sample."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from lpe_jax.decoding.path import SamplingSettings
+from lpe_jax.errors import UserError
+from lpe_jax.judging.base import Judge
+from lpe_jax.loading import Loaded, checkpoint_stamp, dtype_of, load
+from lpe_jax.prompts import chat
+from lpe_jax.prompts.readers import read_prompts
+from lpe_jax.tiny import world_folder
+from lpe_jax.tiny.truth import Truth, read_truth, truth_fits, truth_sampling
+from lpe_jax.types import Prompt
+
+# The embedded worlds' longest responses have about 60 tokens.
+EMBEDDED_TOKENS = 64
+# Reasoning that is cut off leaves nothing to judge.
+THINKING_TOKENS = 4096
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The flags that programs share, as given; None stands for the default that depends on the models.
+
+    Attributes:
+      world: folder of a tiny world in the place of both models; None with original None is the package's own.
+    """
+
+    original: str | None
+    variant: str | None
+    prompts: str | None
+    functional_category: str
+    limit: int | None
+    judge: str | None
+    thinking: bool
+    seed: int
+    max_new_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    batch_size: int | None
+    dtype: str
+    model_parallel: int
+    world: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The tiny world's folder; None for other models."""
+        if self.original is not None:
+            return None
+        return world_folder() if self.world is None else Path(self.world).expanduser()
+
+    @property
+    def sources(self) -> tuple[str, str]:
+        """Original and variant as lpe_jax.loading.load takes them."""
+        if self.folder is None:
+            return self.original, self.variant
+        return str(self.folder / "original"), str(self.folder / "variant")
+
+    @property
+    def judge_name(self) -> str:
+        """The judge that is meant."""
+        return self.judge or ("rules" if self.folder is None else "tiny")
+
+    @property
+    def rows(self) -> int:
+        """Rows of one compiled batch."""
+        return self.batch_size or (64 if self.folder is None else 256)
+
+    @property
+    def default_limit(self) -> int:
+        """How many prompts are taken if none are named; 0 is all."""
+        return 0
+
+    def sampling(self) -> SamplingSettings:
+        """The distribution that is drawn from.
+
+        Raises:
+          UserError: a setting is out of range.
+        """
+        default = EMBEDDED_TOKENS if self.folder is not None else THINKING_TOKENS if self.thinking else 256
+        try:
+            return SamplingSettings(self.max_new_tokens or default, self.temperature, self.top_k, self.top_p)
+        except ValueError as error:
+            raise UserError(f"--{error}") from None
+
+    def read_prompts(self) -> list[Prompt]:
+        """The prompts that are meant.
+
+        Raises:
+          PromptError: the file cannot be used.
+        """
+        path = Path(self.prompts) if self.prompts is not None else self.folder / "prompts.jsonl"
+        limit = self.default_limit if self.limit is None else self.limit
+        return read_prompts(path, functional_category=self.functional_category)[: limit or None]
+
+    def check_rows(self, mesh: Mesh | None) -> None:
+        """Whether the devices of a mesh can share a batch.
+
+        Raises:
+          UserError: they cannot.
+        """
+        if mesh is not None and self.rows % mesh.shape["data"]:
+            raise UserError(
+                f"--batch_size={self.rows} is not a multiple of the {mesh.shape['data']} devices that share it"
+            )
+
+    def load(self, mesh: Mesh | None = None) -> Loaded:
+        """Loads the models; float32 then means float32 in every product of matrices.
+
+        Raises:
+          CheckpointError, PairError: they cannot be loaded, or not together.
+        """
+        if dtype_of(self.dtype) == "float32":
+            # Accelerators multiply float32 matrices in fewer bits unless told otherwise.
+            jax.config.update("jax_default_matmul_precision", "highest")
+        return load(*self.sources, dtype=self.dtype, mesh=mesh)
+
+    def truth(self, loaded: Loaded) -> dict[str, Truth]:
+        """True rates by prompt id, where a tiny world's own prompts are sampled and judged as its truth was."""
+        own = self.folder is not None and self.prompts is None and self.judge_name == "tiny" and not self.thinking
+        sampling = self.sampling()
+        if not own or sampling.truncates or not truth_fits(self.folder, loaded.identity):
+            return {}
+        alike = truth_sampling(self.folder) == (sampling.temperature, sampling.max_new_tokens)
+        return read_truth(self.folder) if alike else {}
+
+    def complete(self, flags: Mapping[str, Any], prompts: Sequence[Prompt], judge: Judge) -> dict[str, Any]:
+        """The flags with what they name: the same command over edited prompts, another judge or changed checkpoint
+        files is another job. Plain JSON values, so that they compare with those of a run's record.
+        """
+        texts = [dataclasses.asdict(prompt) for prompt in prompts]
+        named = {
+            "judge_identity": judge.identity,
+            "prompt_texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+            "checkpoints": [checkpoint_stamp(source) for source in self.sources],
+        }
+        return json.loads(json.dumps({**flags, **named}))
+
+    def settings(
+        self, loaded: Loaded, rendered: Mapping[str, Sequence[int]], judge: Judge, mesh: Mesh | None
+    ) -> dict[str, Any]:
+        """What decides rollouts and verdicts in any program, by content rather than by name."""
+        prompts = {prompt_id: list(ids) for prompt_id, ids in rendered.items()}
+        return {
+            **loaded.identity,
+            "prompts": hashlib.sha256(json.dumps(prompts, sort_keys=True).encode()).hexdigest(),
+            "sampling": dataclasses.asdict(self.sampling()),
+            "seed": self.seed,
+            "thinking": self.thinking,
+            "judge": judge.identity,
+            "batch_size": self.rows,
+            "mesh": None if mesh is None else dict(mesh.shape),
+            # Another compiler or chip rounds otherwise, and a draw on the edge then goes the other way.
+            "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__,
+        }
+
+    def render(self, loaded: Loaded, prompts: Sequence[Prompt]) -> dict[str, list[int]]:
+        """Token ids of every prompt, by its id."""
+        return {p.id: chat.render(loaded.tokenizer, p, thinking=self.thinking) for p in prompts}

@@ -1,0 +1,216 @@
+"""The rollouts of one prompt of a grid sweep, by either of two samplers that give the same distribution.
+
+The prefix tree evaluates what rollouts have in common once, one prompt at a time and processes side by side; it suits a
+small model on a CPU. The ordinary sampler fills a device with rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from lpe_jax.decoding.sampler import Sampler
+from lpe_jax.decoding.tree import Leaves, sample_tree
+from lpe_jax.errors import RunError
+from lpe_jax.loading import Loaded
+from lpe_jax.prompts import chat
+from lpe_jax.records.bank import Rows, Shard
+from lpe_jax.tiny.judge import outcome_decided
+from lpe_jax.types import Outcome, Prompt, Request
+
+if TYPE_CHECKING:
+    from lpe_jax.sweep import Sweep
+
+# Prefixes are judged at every so many tokens: judging costs more than going on a little too long.
+_JUDGE_EVERY = 8
+# Extra rollouts are drawn and forgotten in orders of so many batches.
+_BATCHES_AHEAD = 16
+_SUMS = ("logp_path", "logp_original", "logp_variant", "path_score", "path_variance")
+
+# Outcomes of one prompt's responses, in order.
+Judging = Callable[[Prompt, Sequence[str]], list[Outcome]]
+
+
+def text_of(loaded: Loaded) -> Callable[[Sequence[int]], str]:
+    """From the tokens of a response to what a judge reads."""
+    return lambda tokens: chat.decode_text(loaded.tokenizer, tokens, loaded.pair.eos_ids)
+
+
+def describe(shard: Shard) -> str:
+    """One prompt in a line: how often it was complied with at the ends of the grid."""
+    rows = shard.rows
+    scored = np.bincount(rows.cell, rows.count * (rows.outcome != Outcome.UNSCORED), len(shard.alphas))
+    complied = np.bincount(rows.cell, rows.count * (rows.outcome == Outcome.COMPLIED), len(shard.alphas))
+    return (
+        f"{shard.prompt_id}: complied {complied[-1]:,.0f}/{scored[-1]:,.0f} at {shard.alphas[-1]:g}, "
+        f"{complied[0] + shard.naive_complied:,.0f}/{scored[0] + shard.naive_scored:,.0f} at 1, {len(rows.cell):,} rows"
+    )
+
+
+def _shard(
+    sweep: Sweep, prompt: Prompt, naive: Mapping[Outcome, int], outcome: np.ndarray, texts: Sequence[str], **columns
+) -> Shard:
+    kept = [text if sweep.texts and o == Outcome.COMPLIED else None for o, text in zip(outcome, texts, strict=True)]
+    complied = int(naive.get(Outcome.COMPLIED, 0))
+    return Shard(
+        prompt_id=prompt.id,
+        alphas=sweep.alphas,
+        rows=Rows(outcome=outcome, text=kept, **columns),
+        naive_scored=complied + int(naive.get(Outcome.REFUSED, 0)),
+        naive_complied=complied,
+    )
+
+
+def by_rows(sweep: Sweep, sampler: Sampler, prompt: Prompt, judging: Judging) -> Shard:
+    """One prompt by the ordinary sampler: the grid's rollouts, then the extra ones, whose indices go on from n."""
+    requests = [Request(prompt.id, alpha, i) for alpha in sweep.alphas for i in range(sweep.n)]
+    rollouts = list(sampler.draw(requests))
+    texts = [r.text for r in rollouts]
+    naive: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
+    step = sweep.rows * _BATCHES_AHEAD
+    for begin in range(sweep.n, sweep.n + sweep.n_naive, step):
+        more = range(begin, min(begin + step, sweep.n + sweep.n_naive))
+        extra = [r.text for r in sampler.draw([Request(prompt.id, 1.0, i) for i in more])]
+        for outcome in judging(prompt, extra):
+            naive[outcome] += 1
+    return _shard(
+        sweep,
+        prompt,
+        naive,
+        np.array(judging(prompt, texts), object),
+        texts,
+        cell=np.repeat(np.arange(len(sweep.alphas)), sweep.n),
+        count=np.ones(len(rollouts), np.int64),
+        finish=np.array([r.finish for r in rollouts]),
+        length=np.array([len(r.tokens) for r in rollouts]),
+        grid_logp=np.stack([r.grid_logp for r in rollouts]) if sweep.grid_logps else None,
+        **{name: np.array([getattr(r, name) for r in rollouts]) for name in _SUMS},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trees:
+    """One prompt's leaves with their texts: the grid's, and the extra ones at alpha = 1, None where there are none."""
+
+    grid: Leaves
+    grid_texts: list[str]
+    naive: Leaves | None
+    naive_texts: list[str]
+
+
+def by_tree(
+    sweep: Sweep,
+    prompts: Sequence[Prompt],
+    rendered: Mapping[str, Sequence[int]],
+    todo: Sequence[int],
+    judging: Judging,
+) -> Iterator[tuple[int, Shard]]:
+    """(number, shard) of each prompt in todo as it is done, in no fixed order."""
+    draw = functools.partial(_trees, sweep)
+    for i, trees in _shared_out(draw, {i: (prompts[i].id, rendered[prompts[i].id]) for i in todo}, sweep.processes):
+        yield i, _tree_shard(sweep, prompts[i], trees, judging)
+
+
+def _shared_out(work: Callable, tasks: Mapping[int, tuple], processes: int) -> Iterator[tuple[int, Any]]:
+    """(key, work(*task)) of every task, in the order they are done."""
+    # Several processes would each reserve the whole of an accelerator.
+    if processes == 1 or len(tasks) < 2 or jax.default_backend() != "cpu":
+        for key, task in tasks.items():
+            yield key, work(*task)
+        return
+    # Spawned, as a forked process inherits threads of XLA that no longer run.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(processes, len(tasks)), mp_context=context, initializer=_one_thread)
+    try:
+        futures = {pool.submit(work, *task): key for key, task in tasks.items()}
+        for future in as_completed(futures):
+            # Popped, so that what has been handed on is not kept until the end.
+            yield futures.pop(future), future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _one_thread() -> None:
+    """Before the first computation of a process: it is to use one core, as its siblings use the others."""
+    os.environ["PJRT_NPROC"] = "1"
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+
+
+@functools.cache
+def _loaded(sweep: Sweep) -> Loaded:
+    """The models, once per process."""
+    return sweep.load()
+
+
+def _trees(sweep: Sweep, prompt_id: str, prompt: Sequence[int]) -> _Trees:
+    """Draws one prompt, given as token ids; its rollouts depend on its id and not on the other prompts."""
+    loaded = _loaded(sweep)
+    to_text = text_of(loaded)
+    words = np.frombuffer(hashlib.sha256(prompt_id.encode("utf-8")).digest()[:16], "<u4").tolist()
+
+    def decided(tokens: np.ndarray, length: np.ndarray) -> list[Outcome | None]:
+        return [
+            outcome_decided(to_text(row[:n])) if n % _JUDGE_EVERY == 0 else None
+            for row, n in zip(tokens, length, strict=True)
+        ]
+
+    def draw(stage: int, alphas: Sequence[float], n: int, original_only: bool) -> tuple[Leaves, list[str]]:
+        leaves = sample_tree(
+            loaded.pair,
+            prompt,
+            alphas,
+            [n] * len(alphas),
+            sweep.sampling(),
+            seed=(sweep.seed, *words, stage),
+            decided=decided if sweep.judge_name == "tiny" else None,
+            original_only=original_only,
+            batch=sweep.rows,
+        )
+        return leaves, [to_text(leaves.sequence(row)) for row in range(len(leaves))]
+
+    extra = draw(1, [1.0], sweep.n_naive, True) if sweep.n_naive else (None, [])
+    return _Trees(*draw(0, sweep.alphas, sweep.n, False), *extra)
+
+
+def _tree_shard(sweep: Sweep, prompt: Prompt, trees: _Trees, judging: Judging) -> Shard:
+    def outcomes(leaves: Leaves, texts: Sequence[str]) -> np.ndarray:
+        found = leaves.label.copy()
+        open_ = [row for row, label in enumerate(found) if label is None]
+        for row, outcome in zip(open_, judging(prompt, [texts[row] for row in open_]), strict=True):
+            found[row] = outcome
+        return found
+
+    naive = dict.fromkeys(Outcome, 0)
+    if trees.naive is not None:
+        of_naive = outcomes(trees.naive, trees.naive_texts)
+        naive = {outcome: trees.naive.counts[of_naive == outcome].sum() for outcome in Outcome}
+    leaves = trees.grid
+    if not np.isfinite(leaves.logp_original).all():
+        raise RunError(f"the models gave logits that are not finite for {prompt.id!r}; use --dtype=float32")
+    leaf, cell = np.nonzero(leaves.counts)
+    return _shard(
+        sweep,
+        prompt,
+        naive,
+        outcomes(leaves, trees.grid_texts)[leaf],
+        [trees.grid_texts[row] for row in leaf],
+        cell=cell,
+        count=leaves.counts[leaf, cell],
+        finish=leaves.finish[leaf],
+        length=leaves.length[leaf],
+        logp_path=leaves.logp[leaf, cell],
+        logp_original=leaves.logp_original[leaf],
+        logp_variant=leaves.logp_variant[leaf],
+        path_score=leaves.path_score[leaf, cell],
+        path_variance=leaves.path_variance[leaf, cell],
+        grid_logp=leaves.logp[leaf],
+    )

@@ -11,14 +11,13 @@ alone.
 
 from __future__ import annotations
 
-import re
-
 from absl import flags
 
-from experiments import launch, vocabulary
+from experiments import launch, quality, vocabulary
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(vocabulary)
+flags.adopt_module_key_flags(quality)
 
 flags.DEFINE_enum(
     "method",
@@ -29,9 +28,17 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_integer("budget", 440, "Path: rollouts per prompt.", lower_bound=1)
 flags.DEFINE_float("width", 0.0, "Path: stop a prompt once its own 95 % interval spans so few decades; 0 is never.")
+flags.DEFINE_integer(
+    "naive_check",
+    100,
+    "LPE, path: naive rollouts beside, that show where the original complies more often than an estimate explains.",
+    lower_bound=0,
+)
 flags.DEFINE_integer("n_search", 10, "LPE: rollouts per alpha while searching where the fit starts.")
 flags.DEFINE_integer("n_fit", 100, "LPE: rollouts per alpha of the fit; the post's experiments used 13 to 100.")
 flags.DEFINE_integer("n_naive", 1000, "Naive: rollouts per prompt.", lower_bound=1)
+flags.DEFINE_float("alpha", 1.0, "Naive: where to draw; 1 is the original, 0 the variant.", -1e3, 1e3)
+flags.DEFINE_float("amplification", None, "Naive: a = -alpha, as Logit Diff Amplification writes it.", -1e3, 1e3)
 flags.DEFINE_list("alphas", None, "LPE: alphas to search, strictly decreasing. Default: 0.95 down to 0 by 0.05.")
 flags.DEFINE_float("threshold", 0.5, "LPE: the search stops at the first alpha with at least this rate.")
 flags.DEFINE_float("fallback_rate", 1e-6, "LPE: the prediction with fewer than two alphas to fit.")
@@ -48,12 +55,6 @@ flags.DEFINE_enum(
     "regression", "ols", ["ols", "weighted"], "LPE: ordinary least squares, or weighted by inverse variance."
 )
 flags.DEFINE_boolean("clip", True, "LPE: report a predicted rate above 1 as 1.")
-flags.DEFINE_string(
-    "judge_sensitivity",
-    None,
-    "k/n: the judge said so of k of n rollouts known to comply. Corrects rates for its errors.",
-)
-flags.DEFINE_string("judge_specificity", None, "k/n: likewise of n rollouts known to refuse. Give both or neither.")
 flags.DEFINE_boolean("figures", True, "Write a figure per prompt and an overview.")
 
 LPE_FLAGS = (
@@ -61,22 +62,30 @@ LPE_FLAGS = (
     *("fit_to_one", "no_start", "regression", "clip"),
 )
 PATH_FLAGS = ("budget", "width")
-QUALITY_FLAGS = ("judge_sensitivity", "judge_specificity")
 
 
-def make_procedure():
-    """The procedure of the flags."""
+def make_procedure(judge_quality):
+    """The procedure of the flags; judge_quality may be None."""
     from lpe_jax.errors import UserError
     from lpe_jax.estimation.lpe import LPE
     from lpe_jax.estimation.naive import Naive
 
+    given = [name for name in ("alpha", "amplification") if FLAGS[name].present]
+    if len(given) == 2:
+        raise UserError("--alpha and --amplification say the same thing twice; give one of them")
+    if given and FLAGS.method != "naive":
+        raise UserError(f"--{given[0]} goes with --method=naive; the others draw all along the path")
     if FLAGS.method == "naive":
-        return Naive(FLAGS.n_naive)
+        # One name for it in the record of the run; 0 is written without a sign.
+        FLAGS.alpha = FLAGS.alpha if FLAGS.amplification is None else 0.0 - FLAGS.amplification
+        return Naive(FLAGS.n_naive, FLAGS.alpha)
     if FLAGS.method == "path":
         from lpe_jax.estimation.adaptive import Path
 
         try:
-            return Path(**{name: FLAGS[name].value for name in PATH_FLAGS})
+            sensitivity, false_alarm = (1.0, 0.0) if judge_quality is None else judge_quality.shares()
+            own = {name: FLAGS[name].value for name in PATH_FLAGS}
+            return Path(**own, sensitivity=sensitivity, false_alarm=false_alarm)
         except ValueError as error:
             raise UserError(f"--{error}") from None
     try:
@@ -91,38 +100,11 @@ def make_procedure():
         raise UserError(f"--{error}") from None
 
 
-def judge_quality():
-    """The JudgeQuality of the flags; None without them."""
-    given = [name for name in QUALITY_FLAGS if FLAGS[name].value is not None]
-    if not given:
-        return None
-    from lpe_jax.errors import UserError
-    from lpe_jax.estimation.judge_error import JudgeQuality
-
-    if FLAGS.method == "path":
-        raise UserError(f"--{given[0]} cannot be used with --method=path yet; use --method=lpe or naive")
-
-    if len(given) == 1:
-        (missing,) = set(QUALITY_FLAGS) - set(given)
-        raise UserError(
-            f"--{given[0]} is given without --{missing}; give both, or neither for a judge taken at its word"
-        )
-    counts = []
-    for name in QUALITY_FLAGS:
-        match = re.fullmatch(r"([0-9]{1,15})/([0-9]{1,15})", FLAGS[name].value)
-        if match is None:
-            raise UserError(f"--{name}={FLAGS[name].value} must be k/n in whole rollouts, as 95/100")
-        counts += [int(group) for group in match.groups()]
-    try:
-        return JudgeQuality(*counts)
-    except ValueError as error:
-        raise UserError(f"--judge_{error}") from None
-
-
 def main() -> None:
     vocabulary.check()
-    procedure = make_procedure()
-    quality = judge_quality()
+    judge_quality = quality.judge_quality()
+    procedure = make_procedure(judge_quality)
+    check = 0 if FLAGS.method == "naive" else FLAGS.naive_check
     from lpe_jax import job
 
     shared = {name: FLAGS[name].value for name in vocabulary.JOB_FLAGS}
@@ -132,11 +114,20 @@ def main() -> None:
             *("method", "n_naive", "alphas"),
             *LPE_FLAGS,
             *PATH_FLAGS * (FLAGS.method == "path"),
-            *QUALITY_FLAGS * (quality is not None),
+            *("naive_check",) * (FLAGS.method != "naive"),
+            *("alpha",) * (FLAGS.method == "naive"),
+            *quality.QUALITY_FLAGS * (judge_quality is not None),
         ]
     )
     job.run(
-        job.Job(program="estimate", method=FLAGS.method, procedure=procedure, judge_quality=quality, **shared),
+        job.Job(
+            program="estimate",
+            method=FLAGS.method,
+            procedure=procedure,
+            naive_check=check,
+            judge_quality=judge_quality,
+            **shared,
+        ),
         out=FLAGS.out,
         asked=asked,
         flagfile=vocabulary.flagfile(asked),

@@ -9,14 +9,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from tqdm import tqdm
 
 from lpe_jax import live
 from lpe_jax.asked import Asked
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.sampler import Sampler, slots_for
+from lpe_jax.estimation.design import settling
+from lpe_jax.estimation.doubt import doubted
+from lpe_jax.estimation.gate import contradicted
 from lpe_jax.estimation.imputation import correct_estimate
-from lpe_jax.estimation.judge_error import JudgeQuality
+from lpe_jax.estimation.judge_error import JudgeQuality, floor
+from lpe_jax.estimation.naive import Naive
 from lpe_jax.estimation.procedure import Procedure
 from lpe_jax.estimation.unscored import lpe_extremes
 from lpe_jax.judging.registry import make_judge
@@ -28,8 +34,8 @@ from lpe_jax.records.ledger import Ledger
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.records.run import Run, check_folder, read_run, settings_hash
 from lpe_jax.reporting import figures, table
-from lpe_jax.together import estimate_together
-from lpe_jax.types import Outcome, Prompt
+from lpe_jax.together import estimate_together, sums_of
+from lpe_jax.types import Counts, Outcome, Prompt
 
 # Of 200, in an order in which any first few span all rates.
 EMBEDDED_LIMIT = 16
@@ -38,12 +44,22 @@ TABLE = "estimates.txt"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job(Asked):
-    """What an estimation program was asked for."""
+    """What an estimation program was asked for.
+
+    Attributes:
+      naive_check: rollouts of the original that no estimate is fitted to, by which it is checked; 0 is no check.
+    """
 
     program: str
     method: str
     procedure: Procedure
+    naive_check: int = 0
     judge_quality: JudgeQuality | None = None
+
+    @property
+    def at_one(self) -> bool:
+        """Whether the rate that is asked for is that of the original itself."""
+        return not isinstance(self.procedure, Naive) or self.procedure.alpha == 1.0
 
     @property
     def default_limit(self) -> int:
@@ -95,6 +111,7 @@ def run(job: Job, *, out: str | None, asked: Mapping[str, Any], flagfile: str, d
         **job.settings(loaded, rendered, judge, mesh),
         "method": job.method,
         "procedure": dataclasses.asdict(job.procedure),
+        "naive_check": job.naive_check,
         **({} if job.judge_quality is None else {"judge_quality": dataclasses.asdict(job.judge_quality)}),
         "prompt_slots": sampler.prompt_slots,
     }
@@ -112,7 +129,7 @@ def run(job: Job, *, out: str | None, asked: Mapping[str, Any], flagfile: str, d
         for note in (describe_sharing(pair), *loaded.notes, *_warnings(job, sampling)):
             print(note)
         print(f"{len(prompts)} prompts, method {job.method}, judge {judge.identity}; writing to {folder}\n", flush=True)
-        results = _results(job, prompts, sampler, judge, opened, job.truth(loaded))
+        results = _results(job, prompts, sampler, judge, opened, job.truth(loaded) if job.at_one else {})
         order = {prompt.id: i for i, prompt in enumerate(prompts)}
         results.sort(key=lambda result: order[result.prompt_id])
         text = table.terminal_table(results) + "\n"
@@ -131,6 +148,8 @@ def _warnings(job: Job, sampling: SamplingSettings) -> list[str]:
     found = []
     if sampling.truncates:
         found.append("--top_k or --top_p truncates: importance weights of these rollouts mean nothing")
+    if not job.at_one:
+        found.append(f"drawing at alpha = {job.procedure.alpha:g}: rates are of this mixture, not of the original")
     if job.judge_quality is not None:
         found.append(table.floor_words(job.judge_quality))
     return found
@@ -158,21 +177,44 @@ def _results(job: Job, prompts: Sequence[Prompt], sampler: Sampler, judge, opene
             found.append((finished, result))
             with bar.external_write_mode(file=sys.stdout):
                 print(table.prompt_line(result, len(found), len(prompts)), flush=True)
+        checks = _naive_checks(job, prompts, sampler, judged, store, on_batch, [finished for finished, _ in found])
     finally:
         bar.close()
         store.flush()
         ledger.close()
+    estimates = [result.estimate for _, result in found]
     if job.method == "path":
-        together = estimate_together([finished for finished, _ in found])
-        return [dataclasses.replace(result, estimate=e) for (_, result), e in zip(found, together, strict=True)]
-    return [result for _, result in found]
+        estimates = estimate_together([finished for finished, _ in found], job.judge_quality, job.seed)
+    return [
+        _checked(job, dataclasses.replace(result, estimate=estimate), finished, checks.get(result.prompt_id))
+        for (finished, result), estimate in zip(found, estimates, strict=True)
+    ]
+
+
+def _naive_checks(
+    job: Job, prompts: Sequence[Prompt], sampler: Sampler, judged, store: RolloutStore, on_batch, found
+) -> dict[str, live.Finished]:
+    """By prompt id, naive rollouts that follow those an estimate may have had of alpha = 1."""
+    if not job.naive_check:
+        return {}
+    print(f"checking against {job.naive_check} naive rollouts of each prompt", flush=True)
+    at_one = np.asarray(job.procedure.grid) == 1.0
+    had = {finished.prompt.id: finished.drawn[at_one].sum(keepdims=True) for finished in found}
+    checks = live.run(Naive(job.naive_check), prompts, sampler, judged, store, on_batch, had)
+    return {finished.prompt.id: finished for finished in checks}
 
 
 def _result(job: Job, finished: live.Finished, truth: Any | None) -> table.PromptResult:
+    """What the rollouts of one prompt alone say."""
     estimate, fit, search = finished.estimate, finished.fit, finished.search
     unscored, extremes = finished.outcomes[Outcome.UNSCORED], None
-    if job.judge_quality is not None:
+    if job.judge_quality is not None and job.method != "path":
         estimate = correct_estimate(job.procedure, estimate, fit, search, job.judge_quality, job.seed)
+    if search is not None:
+        one = jax.tree.map(lambda x: x[None], fit)
+        sums = jax.tree.map(lambda x: x[0], sums_of([finished.scores], one))
+        weighted = job.procedure.regression == "weighted"
+        estimate = jax.device_get(doubted(estimate, fit, sums, weighted=weighted))
     if unscored and search is not None:
         extremes = lpe_extremes(job.procedure, fit, search, unscored)
     return table.PromptResult(
@@ -191,6 +233,40 @@ def _result(job: Job, finished: live.Finished, truth: Any | None) -> table.Promp
         truth=None if truth is None else (truth.log10_rate, truth.se_log10),
         threshold=getattr(job.procedure, "threshold", 0.5),
     )
+
+
+def _checked(
+    job: Job, result: table.PromptResult, finished: live.Finished, check: live.Finished | None
+) -> table.PromptResult:
+    """The result held against naive rollouts, paid for besides, and what would settle it where it is not identified."""
+    estimate, errs, false_alarm = result.estimate, (1.0, 0.0), 0.0
+    if job.judge_quality is not None:
+        errs, false_alarm = job.judge_quality.shares(), 10.0 ** float(floor(job.judge_quality)[1])
+    naive = result.naive
+    if job.method != "naive":
+        at_one = np.asarray(result.fit.alpha) == 1.0
+        parts = [(result.fit.scored[at_one], result.fit.complied[at_one])]
+        parts += [] if check is None else [(check.fit.scored, check.fit.complied)]
+        scored, complied = (sum(float(np.sum(part[i])) for part in parts) for i in (0, 1))
+        naive = (int(complied), int(scored)) if scored else None
+        counts = Counts(np.ones(1), np.array([scored]), np.array([complied]))
+        against = bool(contradicted(counts, estimate, false_alarm))
+        estimate = dataclasses.replace(estimate, identified=np.asarray(bool(estimate.identified) and not against))
+        result = dataclasses.replace(result, naive=naive, contradicted=against)
+    if job.method == "path" and not bool(estimate.identified):
+        alpha, n = settling(result.fit, judge=errs)
+        result = dataclasses.replace(result, settling=(float(alpha), float(n)))
+    if check is not None:
+        estimate = dataclasses.replace(estimate, rollouts=np.asarray(int(estimate.rollouts) + check.rollouts))
+        result = dataclasses.replace(
+            result,
+            complied=result.complied + check.outcomes[Outcome.COMPLIED],
+            refused=result.refused + check.outcomes[Outcome.REFUSED],
+            unscored=result.unscored + check.outcomes[Outcome.UNSCORED],
+            unscored_in_check=check.outcomes[Outcome.UNSCORED],
+            tokens=result.tokens + check.tokens,
+        )
+    return dataclasses.replace(result, estimate=estimate)
 
 
 def _draw_figures(results: Sequence[table.PromptResult], folder: Path) -> None:

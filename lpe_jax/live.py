@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,7 +31,8 @@ class Finished:
     """One prompt's result: the estimate on the host, what was drawn for it, and what it took.
 
     fit is what the estimate rests on, search what was drawn to find where; None for procedures that do not search.
-    scores has a row (cell of the procedure's grid, path score, path variance) for every compliant rollout: [N, 3].
+    scores has a row (alpha, path score, path variance) for every compliant rollout: [N, 3]. drawn [A] counts rollouts,
+    scored or not, at each alpha of the procedure's grid.
     """
 
     prompt: Prompt
@@ -41,21 +43,22 @@ class Finished:
     rollouts: int
     tokens: int
     scores: np.ndarray
+    drawn: np.ndarray
 
 
 @dataclasses.dataclass
 class _Progress:
     """A prompt under way: the procedure's state and the order it waits for."""
 
-    state: object
-    draw: Draw
-    waiting: int
+    state: Any
     outcomes: Counter
     taken: np.ndarray  # [A] rollouts asked for so far at each alpha
+    tokens: int = 0
+    scores: list[tuple[float, float, float]] = dataclasses.field(default_factory=list)
+    draw: Draw | None = None
+    waiting: int = 0
     scored: int = 0
     complied: int = 0
-    tokens: int = 0
-    scores: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)
 
 
 class Judged:
@@ -87,6 +90,7 @@ def run(
     judge: Callable[[Sequence[tuple[Prompt, str]]], list[Verdict]],
     store: RolloutStore,
     on_batch: Callable[[int, int, float], None] = lambda rollouts, tokens, seconds: None,
+    spoken_for: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[Finished]:
     """Yields each prompt's result as soon as its procedure is done.
 
@@ -96,12 +100,15 @@ def run(
 
     Args:
       on_batch: told after each batch how many rollouts and tokens were drawn anew, and the seconds it took.
+      spoken_for: by prompt id, how many rollouts [A] at each alpha another call has had; what is drawn follows them.
     """
     by_id = {prompt.id: prompt for prompt in prompts}
     stored = {(r.prompt_id, r.alpha, r.index): r for r in store.read() if r.prompt_id in by_id}
     steps = _Steps(procedure)
     grid = [float(alpha) for alpha in procedure.grid]
-    progress = {p.id: _Progress(steps.init(), None, 0, Counter(), np.zeros(len(grid), int)) for p in prompts}
+    none = np.zeros(len(grid), int)
+    had = {p.id: none if spoken_for is None else spoken_for[p.id] for p in prompts}
+    progress = {p.id: _Progress(steps.init(), Counter(), had[p.id].copy()) for p in prompts}
     # Ranges, as a naive order can be a hundred thousand rollouts of each prompt.
     queue: deque[tuple[str, int, range]] = deque()
 
@@ -125,9 +132,9 @@ def run(
             estimate, (fit, search) = steps.result(at.state)
             outcomes = {outcome: at.outcomes[outcome] for outcome in Outcome}
             scores = np.array(at.scores).reshape(-1, 3)
-            return Finished(
-                by_id[prompt_id], estimate, fit, search, outcomes, sum(outcomes.values()), at.tokens, scores
-            )
+            rollouts = sum(outcomes.values())
+            drawn = at.taken - had[prompt_id]
+            return Finished(by_id[prompt_id], estimate, fit, search, outcomes, rollouts, at.tokens, scores, drawn)
         first = int(at.taken[cell])
         queue.append((prompt_id, cell, range(first, first + n)))
         at.taken[cell] += n
@@ -160,7 +167,7 @@ def run(
             at.scored += verdict.outcome is not Outcome.UNSCORED
             if verdict.outcome is Outcome.COMPLIED:
                 at.complied += 1
-                at.scores.append((int(at.draw.cell), rollout.path_score, rollout.path_variance))
+                at.scores.append((rollout.alpha, rollout.path_score, rollout.path_variance))
             if at.waiting == 0:
                 at.state = steps.update(at.state, at.draw, at.scored, at.complied)
                 if (result := advance(rollout.prompt_id)) is not None:

@@ -89,6 +89,20 @@ def test_live_equals_replay(procedure, tmp_path):
     assert len(RolloutStore(tmp_path)) == len(sampler.asked), "everything drawn is kept"
 
 
+def test_what_is_spoken_for_is_followed_and_scores_say_where_they_were_drawn(tmp_path):
+    table = outcome_table(Naive(50))
+    sampler, store = FakeSampler(Naive(50), table), RolloutStore(tmp_path)
+    had = {p.id: np.array([7 + i]) for i, p in enumerate(PROMPTS)}
+    found = {r.prompt.id: r for r in live.run(Naive(20), PROMPTS, sampler, fake_judge, store, spoken_for=had)}
+    for i, prompt in enumerate(PROMPTS):
+        own = table[i, 0, 7 + i : 27 + i]
+        result = found[prompt.id]
+        assert sorted(j for p, _, j in sampler.asked if p == prompt.id) == list(range(7 + i, 27 + i))
+        assert result.rollouts == 20 and result.drawn.tolist() == [20]
+        assert result.fit.complied.tolist() == [(own == 1).sum()]
+        np.testing.assert_array_equal(result.scores, np.tile([1.0, 0.5, 0.25], ((own == 1).sum(), 1)))
+
+
 def test_batches_stay_full(tmp_path):
     procedure = LPE(n_fit=100)
     sampler = FakeSampler(procedure, outcome_table(procedure), batch_size=32)

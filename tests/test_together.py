@@ -22,10 +22,10 @@ def finished(complied=COMPLIED):
     for i, row in enumerate(complied):
         counts = Counts(ALPHA, np.full(4, SCORED), row)
         cell = np.repeat(np.arange(4), row.astype(int))
-        scores = np.stack([cell, -9 + 4 * rng.normal(size=len(cell)), np.full(len(cell), 20.0)], axis=1)
+        scores = np.stack([ALPHA[cell], -9 + 4 * rng.normal(size=len(cell)), np.full(len(cell), 20.0)], axis=1)
         outcomes = Counter({Outcome.COMPLIED: int(row.sum()), Outcome.UNSCORED: UNSCORED})
         prompt = Prompt(str(i), (Message("user", "?"),))
-        found.append(Finished(prompt, None, counts, None, outcomes, 4 * int(SCORED) + UNSCORED, 1000 + i, scores))
+        found.append(Finished(prompt, None, counts, None, outcomes, 4 * int(SCORED) + UNSCORED, 1000 + i, scores, None))
     return found
 
 
@@ -40,6 +40,7 @@ def test_it_is_the_pooled_estimate(together):
     padded = np.zeros((3, most, 3))
     for row, f in zip(padded, found, strict=True):
         row[: len(f.scores)] = f.scores
+        row[: len(f.scores), 0] = [int(np.flatnonzero(ALPHA == alpha)[0]) for alpha in f.scores[:, 0]]
     real = np.arange(most)[None] < np.array([len(f.scores) for f in found])[:, None]
     nothing = np.zeros((3, most))
     sums = Sums(
@@ -57,9 +58,3 @@ def test_it_is_the_pooled_estimate(together):
 def test_rollouts_that_went_unscored_were_paid_for_too(together):
     assert [int(e.rollouts) for e in together] == [167] * 3
     assert [int(e.tokens) for e in together] == [1000, 1001, 1002]
-
-
-def test_naive_hits_that_the_path_cannot_explain_are_held_against_it(together):
-    assert together[0].identified
-    against = estimate_together(finished(np.array([[20, 0, 1, 20], [0, 1, 6, 22], [1, 4, 11, 25]], float)))
-    assert not against[0].identified

@@ -68,18 +68,24 @@ def _decades(fit: Fit, variance: jax.Array) -> jax.Array:
     return 2.0 * jnp.sinh(Z95 * jnp.sqrt(variance)) * jnp.exp(fit.theta[END]) / jnp.log(10.0)
 
 
-@in_float64(static=("width",))
-def settling(counts: Counts, width: float = 1.0) -> tuple[jax.Array, jax.Array]:
+@in_float64(static=("width", "judge"))
+def settling(
+    counts: Counts, width: float = 1.0, judge: tuple[float, float] = (1.0, 0.0)
+) -> tuple[jax.Array, jax.Array]:
     """The fewest further rollouts, all at one alpha, after which the interval would span no more than `width` decades.
 
     Reckoned from the bending path through the counts [A] of one prompt alone, as if it were right. Returns (alpha [],
-    rollouts []); rollouts are inf where 10^9 would not do, and 0 where nothing more is needed.
+    rollouts []); rollouts are inf where 10^9 would not do, and 0 where nothing more is needed. judge: as in
+    `information`.
     """
-    fit = bend.fit(bend.evidence(counts, None), bend.default_prior())
+    fit = bend.fit(bend.evidence(counts, None, *judge), bend.default_prior())
     alpha = jnp.linspace(1.0, 0.0, _ALPHAS)
     n = jnp.concatenate([jnp.zeros(1), 10.0 ** jnp.linspace(1.0, jnp.log10(_MOST), 161)])
-    weight, direction = information(fit, alpha)
-    more = n[:, None, None, None] * jnp.einsum("SA,SAT,SAU->ATU", weight, direction, direction)[None]  # [N, A, 4, 4]
+    weight, direction = information(fit, alpha, judge=judge)
+    total = n[:, None, None] * weight[None]  # [N, 2, A]
+    # However many the scores, the fit does not believe a slope more closely than this.
+    total = total.at[:, 1].divide(1.0 + total[:, 1] * bend.SLOPE_DOUBT**2)
+    more = jnp.einsum("NSA,SAT,SAU->NATU", total, direction, direction)
     after = jax.vmap(jax.vmap(bend.inverse))(bend.inverse(fit.covariance)[None, None] + more)
     needed = jnp.min(jnp.where(_decades(fit, after[..., END, END]) <= width, n[:, None], jnp.inf), axis=0)  # [A]
     best = jnp.argmin(needed)

@@ -1,4 +1,4 @@
-"""How far from straight a path may be, told by the very rollouts the line is fitted to.
+"""How far from straight a path may be, told by the compliant rollouts that were drawn for the line.
 
 Compliant rollouts carry path scores S and path variances V, and the score-function identities hold exactly:
 
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from lpe_jax.estimation import bend
 from lpe_jax.estimation.bend import Evidence
 from lpe_jax.estimation.intervals import Z95
-from lpe_jax.estimation.line import fit_line
+from lpe_jax.estimation.line import least_squares, line_weights
 from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.precision import in_float64
 from lpe_jax.types import Counts, Estimate, Sums
@@ -64,19 +64,28 @@ def curvature(data: Evidence, cells: jax.Array) -> tuple[jax.Array, jax.Array]:
 def lpe(counts: Counts, sums: Sums | None = None) -> Estimate:
     """Logit Path Extrapolation as published, with an interval that doubts the line; counts [A], sums [N].
 
-    The rate is `LPE.fit`'s. With sums, the interval reaches as far as the curvature that the same rollouts measure,
-    and the error of that measurement, may carry the path away from the line; where that is more than MOST_DOUBT
-    decades the line is not identified, and the interval stays as wide as computed. Without sums the interval is that
-    of the counts alone and takes the line for granted.
+    The rate is `LPE.fit`'s. Without sums the interval is that of the counts alone and takes the line for granted.
     """
     estimate = LPE().fit(counts)
     if sums is None:
         return dataclasses.replace(estimate, identified=~estimate.fallback)
+    return doubted(estimate, counts, sums)
+
+
+@in_float64(static=("weighted",))
+def doubted(estimate: Estimate, counts: Counts, sums: Sums, weighted: bool = False) -> Estimate:
+    """LPE's estimate of one prompt with an interval that doubts the line; counts [A] it was fitted to.
+
+    The interval reaches as far as the curvature that compliant rollouts measure (sums [N] of them, those of a search
+    too), and the error of that measurement, may carry the path away from the line; where that is more than MOST_DOUBT
+    decades the line is not identified, and the interval stays as wide as computed. weighted: the line's regression.
+    """
     data = bend.evidence(counts, sums)
     measured, error = curvature(data, estimate.used)
     # What the line makes, at alpha = 1, of a parabola that is 0 there and has curvature 1 everywhere.
-    parabola = 10.0 ** (0.5 * (data.alpha - 1.0) ** 2)
-    _, off, _ = fit_line(data.alpha, jnp.ones_like(parabola), parabola, estimate.used, weighted=False)
+    scored, complied = (jnp.asarray(x, float) for x in (counts.scored, counts.complied))
+    weight = line_weights(scored, complied, estimate.used, weighted)
+    _, off = least_squares(data.alpha, 0.5 * (data.alpha - 1.0) ** 2, weight)
     shift = jnp.where(estimate.fallback, 0.0, -measured * off / _LN10)
     spread = jnp.where(estimate.fallback, 0.0, Z95 * error * jnp.abs(off) / _LN10)
     rate = estimate.log10_rate
@@ -85,7 +94,8 @@ def lpe(counts: Counts, sums: Sums | None = None) -> Estimate:
     return dataclasses.replace(
         estimate,
         low=low,
-        high=jnp.minimum(high, 0.0),
+        # Without clipping a rate may lie above 1; its interval holds it all the same.
+        high=jnp.maximum(jnp.minimum(high, 0.0), rate),
         curvature=measured / _LN10,
         identified=~estimate.fallback & (jnp.abs(shift) + spread <= MOST_DOUBT),
     )

@@ -50,10 +50,14 @@ def gate(smooth: Estimate, weighted: Estimate) -> jax.Array:
     return weighted.identified & (narrower | ~smooth.identified)
 
 
-def contradicted(counts: Counts, estimate: Estimate) -> jax.Array:
-    """[P] bool: whether rollouts at alpha = 1 complied more often than the interval's upper end lets them."""
+@in_float64()
+def contradicted(counts: Counts, estimate: Estimate, false_alarm: jax.Array | float = 0.0) -> jax.Array:
+    """[...] bool: whether rollouts at alpha = 1 complied more often than the interval's upper end lets them.
+
+    counts [..., A]; false_alarm: the share of refusals that the judge may call compliant, besides.
+    """
     naive = jnp.isclose(counts.alpha, 1.0, rtol=0.0, atol=1e-9)
     n, k = (jnp.sum(jnp.where(naive, jnp.asarray(x, float), 0.0), axis=-1) for x in (counts.scored, counts.complied))
-    expected = jnp.maximum(n * 10.0**estimate.high, 1e-300)
+    expected = jnp.maximum(n * (10.0**estimate.high + false_alarm), 1e-300)
     # P(at least k hits), of a Poisson number.
     return (k > 0) & (gammainc(jnp.maximum(k, 1.0), expected) < _CONTRADICTION)

@@ -14,7 +14,7 @@ from lpe_jax.estimation.judge_error import JudgeQuality, corrected_rate
 from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.naive import Naive
 from lpe_jax.estimation.parts import join_parts, of_parts
-from lpe_jax.estimation.pooled import pooled
+from lpe_jax.estimation.pooled import pooled_evidence
 from lpe_jax.estimation.precision import in_float64
 from lpe_jax.estimation.registry import Estimator
 from lpe_jax.types import Counts, Estimate, Sums
@@ -23,6 +23,8 @@ from lpe_jax.types import Counts, Estimate, Sums
 _SMALLEST, _VALUES = 1e-8, 128
 # Draws that are computed side by side: memory against speed.
 _TOGETHER = 10
+# False alarms rarer than this change no rate that is looked for.
+_FEWEST_ALARMS = 1e-8
 
 
 @in_float64(static=("estimator", "draws", "seed"))
@@ -69,18 +71,34 @@ def with_judge_error(
 
 @in_float64(static=("draws", "seed"))
 def pooled_with_judge_error(
-    counts: Counts, sums: Sums | None, judge: JudgeQuality, draws: int = 20, seed: int = 0
+    counts: Counts, sums: Sums | None, judge: JudgeQuality, draws: int = 40, seed: int = 0
 ) -> Estimate:
     """`pooled` estimates [P] of what truly complied, from judged counts [P, A] and sums [P, N].
 
-    The bending path knows what a judge of given errors makes of it, so nothing is imputed but those: each draw takes
-    sensitivity and specificity from their Jeffreys Beta posteriors, and `pool` makes one estimate of the draws'.
+    The bending path knows what a judge of given errors makes of it, so nothing is imputed but those. What the judge's
+    own check says of them (Jeffreys Beta posteriors) is joined with what the rollouts say, as thousands of refusals
+    near alpha = 1 bound the false alarms more closely than a check of fifty: errors are drawn from the former, false
+    alarms half the time evenly in their logarithm instead, weighted by the marginal likelihood of all rollouts, and
+    resampled.
+    `pool` makes one estimate of what is left.
     """
+    first, second, third = jax.random.split(jax.random.key(seed), 3)
+    sensitivity, checked = jax.vmap(lambda key: _draw_judge(key, judge))(jax.random.split(first, draws))
+    a, b = judge.false_alarms + 0.5, judge.specificity_total - judge.false_alarms + 0.5
+    bottom, top = jnp.log(_FEWEST_ALARMS), jnp.log(jnp.minimum(jnp.max(checked) * 2.0, 0.9 * jnp.min(sensitivity)))
+    even = jnp.exp(bottom + (top - bottom) * (jnp.arange(draws) + jax.random.uniform(second, (draws,))) / draws)
+    false_alarm = jnp.where(jnp.arange(draws) % 2 == 0, checked, even)
+    by_check = jax.scipy.stats.beta.logpdf(false_alarm, a, b)
+    inside = (false_alarm > _FEWEST_ALARMS) & (jnp.log(false_alarm) < top)
+    by_log = jnp.where(inside, -jnp.log(false_alarm) - jnp.log(top - bottom), -jnp.inf)
+    proposal = jnp.logaddexp(by_check, by_log) - jnp.log(2.0)
 
-    def one(key):
-        return pooled(counts, sums, *_draw_judge(key, judge))
-
-    return pool(jax.lax.map(one, jax.random.split(jax.random.key(seed), draws)))
+    estimates, evidence = jax.lax.map(lambda errs: pooled_evidence(counts, sums, *errs), (sensitivity, false_alarm))
+    weight = jax.nn.softmax(jnp.where(jnp.isfinite(evidence), evidence, -jnp.inf) + by_check - proposal)
+    # Systematic resampling: each draw as often as its weight says, to within one.
+    at = (jnp.arange(draws) + jax.random.uniform(third)) / draws
+    chosen = jnp.minimum(jnp.searchsorted(jnp.cumsum(weight), at), draws - 1)
+    return pool(jax.tree.map(lambda x: x[chosen], estimates))
 
 
 def correct_estimate(

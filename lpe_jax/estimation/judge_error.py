@@ -43,6 +43,11 @@ class JudgeQuality:
     specificity_hits: Any
     specificity_total: Any
 
+    def shares(self) -> tuple[float, float]:
+        """(sensitivity, false alarms among refusals): the means of their Jeffreys posteriors, the first the larger."""
+        right = (self.sensitivity_hits + 0.5) / (self.sensitivity_total + 1)
+        return right, min((self.false_alarms + 0.5) / (self.specificity_total + 1), 0.9 * right)
+
     def __post_init__(self):
         fields = dataclasses.astuple(self) if plain(vars(self).values()) else None
         if fields is None:  # being traced, or taken apart and put together by jax

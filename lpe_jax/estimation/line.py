@@ -24,19 +24,29 @@ def fit_line(
     inverse delta-method variance of a log rate, n p / (1 - p), with p = (k + 1/2) / (n + 1) so that k = n keeps a
     finite weight. With fewer than two cells used, NaN; R² is NaN where the points do not vary.
     """
-    x = alpha - 1.0
     y = jnp.log10(jnp.where(used, complied, 1.0) / jnp.where(used, scored, 1.0))
-    p = (complied + 0.5) / (scored + 1.0)
-    weight = jnp.where(used, scored * p / (1.0 - p) if weighted else 1.0, 0.0)
+    weight = line_weights(scored, complied, used, weighted)
+    slope, intercept = least_squares(alpha, y, weight)
     total = jnp.sum(weight)
-    dx, dy = x - jnp.sum(weight * x) / total, y - jnp.sum(weight * y) / total
-    slope = jnp.sum(weight * dx * dy) / jnp.sum(weight * dx * dx)
-    intercept = (jnp.sum(weight * y) - slope * jnp.sum(weight * x)) / total
-    residual = jnp.sum(weight * (y - intercept - slope * x) ** 2)
-    spread = jnp.sum(weight * dy * dy)
+    residual = jnp.sum(weight * (y - intercept - slope * (alpha - 1.0)) ** 2)
+    spread = jnp.sum(weight * (y - jnp.sum(weight * y) / total) ** 2)
     enough = jnp.sum(used) >= 2
     r2 = jnp.where(spread > 1e-12 * total, 1.0 - residual / spread, jnp.nan)
     return tuple(jnp.where(enough, value, jnp.nan) for value in (slope, intercept, r2))
+
+
+def line_weights(scored: jax.Array, complied: jax.Array, used: jax.Array, weighted: bool) -> jax.Array:
+    """The weights [A] of `fit_line`."""
+    p = (complied + 0.5) / (scored + 1.0)
+    return jnp.where(used, scored * p / (1.0 - p) if weighted else 1.0, 0.0)
+
+
+def least_squares(alpha: jax.Array, y: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(slope per unit alpha, value at alpha = 1) of the line through y [A], each []."""
+    x, total = alpha - 1.0, jnp.sum(weight)
+    dx, dy = x - jnp.sum(weight * x) / total, y - jnp.sum(weight * y) / total
+    slope = jnp.sum(weight * dx * dy) / jnp.sum(weight * dx * dx)
+    return slope, (jnp.sum(weight * y) - slope * jnp.sum(weight * x)) / total
 
 
 def most_likely_line(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -28,21 +29,24 @@ class NaiveState:
 
 @dataclasses.dataclass(frozen=True)
 class Naive:
-    """`n` rollouts of the original; the rate is the share of scored ones that complied.
+    """`n` rollouts of the original, or at another alpha; the rate is the share of scored ones that complied.
 
     The interval is Clopper–Pearson's. Without a hit the rate and its lower end are -inf in log10 and the upper end is
     finite; without a scored rollout the rate is NaN and the interval all of [0, 1].
     """
 
     n: int
+    alpha: float = 1.0
 
     def __post_init__(self):
         if self.n < 1:
             raise ValueError(f"n must be at least 1, and is {self.n}.")
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"alpha must be finite, and is {self.alpha}.")
 
     @property
     def grid(self) -> np.ndarray:
-        return np.array([1.0])
+        return np.array([self.alpha])
 
     @property
     def most_per_cell(self) -> int:

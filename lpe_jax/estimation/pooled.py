@@ -120,6 +120,15 @@ def pooled(
     sensitivity, false_alarm: [] what a judge calls compliant of what complies, and of what refuses. The rates are of
     what truly complies, the counts and sums of what the judge said.
     """
+    return pooled_evidence(counts, sums, sensitivity, false_alarm)[0]
+
+
+@in_float64()
+def pooled_evidence(
+    counts: Counts, sums: Sums | None, sensitivity: jax.Array | float, false_alarm: jax.Array | float
+) -> tuple[Estimate, jax.Array]:
+    """`pooled`, and the log of the marginal likelihood [] of all rollouts under that judge, up to a constant."""
     data = jax.vmap(lambda c, s: bend.evidence(c, s, sensitivity, false_alarm))(counts, sums)
     fit, _ = pool(data)
-    return jax.vmap(of_fit, in_axes=(0, 0, None))(counts, fit, gain_of_bow(data, fit) <= MOST_GAIN)
+    estimate = jax.vmap(of_fit, in_axes=(0, 0, None))(counts, fit, gain_of_bow(data, fit) <= MOST_GAIN)
+    return estimate, jnp.sum(fit.log_evidence)

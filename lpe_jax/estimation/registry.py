@@ -34,6 +34,7 @@ class Estimator:
       pooled: whether prompts inform each other.
       needs_sums: whether it cannot do without the rollouts' sums; the others use them where they know how.
       claims_rate: False for a score that only ranks.
+      weighs: whether it needs log p of the rollouts, and not their path scores alone.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Estimator:
     pooled: bool = False
     needs_sums: bool = False
     claims_rate: bool = True
+    weighs: bool = False
 
     @in_float64(static=("self",))
     def __call__(self, counts: Counts, sums: Sums | None = None) -> Estimate:
@@ -57,16 +59,16 @@ class Estimator:
 _ALL = (
     Estimator("naive", naive_rate),
     Estimator("count", one_alpha_count, claims_rate=False),
-    Estimator("importance", importance, needs_sums=True),
-    Estimator("self_normalised", self_normalised, needs_sums=True),
-    Estimator("defensive", defensive, needs_sums=True),
-    Estimator("mixture", mixture, needs_sums=True),
+    Estimator("importance", importance, needs_sums=True, weighs=True),
+    Estimator("self_normalised", self_normalised, needs_sums=True, weighs=True),
+    Estimator("defensive", defensive, needs_sums=True, weighs=True),
+    Estimator("mixture", mixture, needs_sums=True, weighs=True),
     Estimator("lpe", lpe),
     Estimator("line", line_likelihood),
     Estimator("bend", bend_likelihood),
     Estimator("slope", path_slope, needs_sums=True),
     Estimator("pooled", pooled, pooled=True),
-    Estimator("path", path, pooled=True, needs_sums=True),
+    Estimator("path", path, pooled=True, needs_sums=True, weighs=True),
 )
 ESTIMATORS: dict[str, Estimator] = {estimator.name: estimator for estimator in _ALL}
 

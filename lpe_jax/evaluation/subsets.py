@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -185,7 +186,7 @@ class AlongThePath:
 
 @dataclasses.dataclass(frozen=True)
 class Adaptively:
-    """The adaptive procedure decides; a budget is a number of rollouts, rounded down to whole batches.
+    """The adaptive procedure decides; a budget is a number of rollouts, rounded down to whole orders.
 
     Smaller budgets are what a run at the largest had after so many rollouts.
     """
@@ -196,37 +197,46 @@ class Adaptively:
     def alphas(self) -> tuple[float, ...]:
         return tuple(self.path.grid.tolist())
 
+    @property
+    def _unit(self) -> int:
+        """Orders are multiples of this many rollouts."""
+        return math.gcd(self.path.batch, self.path.n_scout)
+
     def ends(self, budgets: Sequence[int]) -> tuple[int, ...]:
-        """At how many rollouts totals are needed: every batch that one alpha can get."""
+        """At how many rollouts totals are needed: all that orders can add up to at one alpha."""
+        first = len(self.path.scouts) * self.path.n_scout or self.path.batch
+        if min(budgets) < first:
+            raise ValueError(f"budgets must be {first} or more, what the first orders take, and one is {min(budgets)}.")
         path = dataclasses.replace(self.path, budget=max(budgets))
-        return tuple(range(path.batch, path.most_per_cell + 1, path.batch))
+        return tuple(range(self._unit, path.most_per_cell + 1, self._unit))
 
     def draw(self, seen: Seen, budgets: Sequence[int]) -> Drawn:
         """From totals at the ends [E, P, A] to what is drawn."""
-        path = dataclasses.replace(self.path, budget=max(budgets) // self.path.batch * self.path.batch)
+        scouted = len(self.path.scouts) * self.path.n_scout
+        batches = [max((budget - scouted) // self.path.batch, 0) for budget in budgets]
+        path = dataclasses.replace(self.path, budget=scouted + max(batches) * self.path.batch)
         reached = jax.tree.map(lambda x: jnp.concatenate([jnp.zeros_like(x[:1]), x]), seen)  # [E + 1, P, A]
 
         def one(reached):  # [E + 1, A] of one prompt
             def step(state, _):
                 draw = path.next(state)
-                batches = state.drawn[draw.cell] // path.batch
-                got = jax.tree.map(lambda x: x[batches + 1, draw.cell] - x[batches, draw.cell], reached)
+                had = state.drawn[draw.cell]
+                has = (had + draw.n) // self._unit
+                got = jax.tree.map(lambda x: x[has, draw.cell] - x[had // self._unit, draw.cell], reached)
                 state = path.update(state, draw, got.scored, got.complied)
                 return state, state.drawn
 
-            return jax.lax.scan(step, path.init(), None, length=path.budget // path.batch)[1]
+            return jax.lax.scan(step, path.init(), None, length=len(path.scouts) + max(batches))[1]
 
         drawn = jax.vmap(one, in_axes=1, out_axes=1)(reached)  # [steps, P, A]
-        after = np.array([max(budget // path.batch, 1) - 1 for budget in budgets])
-        drawn = drawn[after]  # [B, P, A]
-        at = jax.tree.map(
-            lambda x: jnp.take_along_axis(jnp.moveaxis(x, 0, -1)[None], drawn[..., None] // path.batch, axis=-1)[
-                ..., 0
-            ],
-            reached,
-        )
+        drawn = drawn[np.array(batches) + len(path.scouts) - 1]  # [B, P, A]
+
+        def at(x):
+            return jnp.take_along_axis(jnp.moveaxis(x, 0, -1)[None], drawn[..., None] // self._unit, axis=-1)[..., 0]
+
         alpha = jnp.broadcast_to(jnp.asarray(self.path.grid), drawn.shape)
-        return Drawn(drawn, Counts(alpha, at.scored, at.complied, at.tokens))
+        got = jax.tree.map(at, reached)
+        return Drawn(drawn, Counts(alpha, got.scored, got.complied, got.tokens))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lpe_jax.estimation.doubt import doubted
 from lpe_jax.estimation.intervals import clopper_pearson_log10
 from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.precision import float64
@@ -50,6 +51,7 @@ class Plan:
       allocation: how many rollouts are drawn at each alpha.
       budgets: ascending; what they count is the allocation's to say.
       refused: whether the estimator wants the sums of refused rollouts too.
+      sums: whether an estimator that can do without the sums is given them; LPE's own procedure then doubts its line.
       slow: too dear for as many repeats as the others.
     """
 
@@ -59,10 +61,15 @@ class Plan:
     budgets: tuple[int, ...]
     refused: bool = False
     slow: bool = False
+    sums: bool = False
 
     @property
     def needs_sums(self) -> bool:
-        return bool(self.estimator) and ESTIMATORS[self.estimator].needs_sums
+        return self.sums or (bool(self.estimator) and ESTIMATORS[self.estimator].needs_sums)
+
+    @property
+    def weighs(self) -> bool:
+        return bool(self.estimator) and ESTIMATORS[self.estimator].weighs
 
     @property
     def claims_rate(self) -> bool:
@@ -99,6 +106,7 @@ def make_plans(n_fit: Sequence[int], sizes: Sequence[int], lpe: LPE | None = Non
     path, variant = AlongThePath(lpe or LPE()), Shares((0.0,))
     plans = [
         Plan("lpe", "", path, n_fit),
+        Plan("lpe doubted", "", path, n_fit, slow=True, sums=True),
         Plan("importance", "importance", variant, sizes),
         Plan("self_normalised", "self_normalised", variant, sizes, refused=True),
         Plan("defensive", "defensive", Shares((1.0, 0.0), (0.5, 0.5)), sizes),
@@ -107,7 +115,7 @@ def make_plans(n_fit: Sequence[int], sizes: Sequence[int], lpe: LPE | None = Non
     taken = {"naive", "lpe", *(plan.estimator for plan in plans)}
     plans = [plan for plan in plans if not plan.estimator or plan.estimator in ESTIMATORS]
     plans += [
-        Plan(e.name + " of lpe's" * (e.name == "path"), e.name, path, n_fit, slow=True)
+        Plan(e.name + " of lpe's" * (e.name == "path"), e.name, path, n_fit, slow=True, sums=e.pooled)
         for e in ESTIMATORS.values()
         if e.name not in taken
     ]
@@ -129,7 +137,7 @@ def run(bank: Bank, plan: Plan, *, repeats: int, seed: int, intervals: bool = Fa
             f"{plan.name} takes {most} rollouts at one alpha, and subsets are of {prime} (the largest prime up to the "
             f"bank's {bank.complied.shape[-1]}): lower its budgets."
         )
-    table = _Table.of(bank, cells, prime, sums=plan.needs_sums, name=plan.name)
+    table = _Table.of(bank, cells, prime, sums=plan.needs_sums, weighs=plan.weighs, name=plan.name)
     with float64():
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(np.arange(repeats))
         rows = 0
@@ -176,7 +184,7 @@ def paths(bank: Bank, procedure: LPE, prompts: Sequence[int], *, seed: int) -> l
     """
     allocation = AlongThePath(procedure)
     prime = prime_at_most(bank.complied.shape[-1])
-    table = _Table.of(bank, _cells(bank, allocation.alphas), prime, sums=False, name="lpe")
+    table = _Table.of(bank, _cells(bank, allocation.alphas), prime, sums=False, weighs=False, name="lpe")
     ends = allocation.ends((procedure.n_fit,))
     with float64():
         _, packed = _take(table, jax.random.fold_in(jax.random.key(seed), 0), max(ends), prime)
@@ -214,7 +222,7 @@ class _Table:
     path_variance: Any = None  # [P, A, N]
 
     @classmethod
-    def of(cls, bank: Bank, cells: np.ndarray, n: int, *, sums: bool, name: str) -> _Table:
+    def of(cls, bank: Bank, cells: np.ndarray, n: int, *, sums: bool, weighs: bool, name: str) -> _Table:
         def own(x):
             return x[:, cells, :n]
 
@@ -227,7 +235,8 @@ class _Table:
             table |= {field: np.ascontiguousarray(logp[..., cell]) for field, cell in ends.items()}
             table["logp"] = np.ascontiguousarray(logp[..., cells])
             table |= {field: own(getattr(bank, field)) for field in ("path_score", "path_variance")}
-            if np.isnan(table["logp"]).any(axis=-1)[complied].any() or np.isnan(table["logp_original"])[complied].any():
+            lacking = np.isnan(table["logp"]).any(axis=-1) | np.isnan(table["logp_original"])
+            if weighs and lacking[complied].any():
                 raise ValueError(
                     f"{name} weighs rollouts by log p at every alpha it draws at and at 1, which this bank lacks: "
                     "sample it with log p over the grid, or leave the method out."
@@ -304,7 +313,7 @@ def _repeats(table: _Table, keys: jax.Array, plan: Plan, most: int, prime: int, 
 
     def one(key):
         drawn, order, wanted = _draw(table, key, plan, most, prime)
-        if not plan.estimator:
+        if not plan.estimator and not plan.sums:
             estimate = jax.vmap(jax.vmap(plan.allocation.lpe.estimate))(drawn.state)
         elif not plan.needs_sums:
             estimate = jax.vmap(ESTIMATORS[plan.estimator])(drawn.counts)
@@ -350,7 +359,11 @@ def _with_sums(table: _Table, plan: Plan, drawn: Drawn, order: jax.Array, wanted
     has = jax.vmap(lambda drawn: jnp.take_along_axis(drawn, cell, axis=1))(drawn.drawn)  # [B, P, rows]
     count = (real[None] & (position[None] < has)).astype(jnp.float64)
 
-    def at(counts: Counts, count: jax.Array) -> Estimate:
-        return ESTIMATORS[plan.estimator](counts, dataclasses.replace(sums, count=count))
+    def at(counts: Counts, state: Any, count: jax.Array) -> Estimate:
+        own = dataclasses.replace(sums, count=count)
+        if plan.estimator:
+            return ESTIMATORS[plan.estimator](counts, own)
+        lpe = plan.allocation.lpe
+        return jax.vmap(lambda state, own: doubted(lpe.estimate(state), lpe.parts(state)[0], own))(state, own)
 
-    return jax.vmap(at)(drawn.counts, count)
+    return jax.vmap(at)(drawn.counts, drawn.state, count)

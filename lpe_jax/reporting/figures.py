@@ -82,14 +82,16 @@ def path_figure(result: PromptResult, file: str | os.PathLike) -> None:
         if estimate.fallback:
             star["markerfacecolor"] = "white"
         name = "fallback" if estimate.fallback else "estimate"
+        # A naive rate is of the alpha it was drawn at.
+        at = float(alpha[0]) if len(alpha) == 1 else 1.0
         if math.isfinite(point):
-            _bars(axes, [1.0], [point], [ends[0]], [ends[1]], bottom, name, **star)
+            _bars(axes, [at], [point], [ends[0]], [ends[1]], bottom, name, **star)
         if math.isfinite(truth):
             spread = 1.96 * error if math.isfinite(error) else 0.0
             diamond = {"fmt": "D", "color": BLACK, "markersize": 3.5, "zorder": 4}
             _bars(axes, [1.04], [truth], [truth - spread], [truth + spread], bottom, "truth", **diamond)
         _rate_axis(axes.yaxis, bottom, max(0.0, np.nanmax([*rate, point, truth])))
-        axes.set_xlim(min(0.0, np.min(alpha)) - 0.03, 1.08)
+        axes.set_xlim(min(0.0, np.min(alpha)) - 0.03, max(1.0, np.max(alpha)) + 0.08)
         axes.set_xlabel("α   (0: variant, 1: original)")
         axes.set_ylabel("compliance rate")
         # Ids are other people's text: no mathematics in it.

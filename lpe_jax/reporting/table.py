@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from lpe_jax.estimation.judge_error import JudgeQuality, floor
+from lpe_jax.estimation.likelihood import LEAST_HITS
 from lpe_jax.records.files import write_whole
 from lpe_jax.reporting.text import (
     display_width,
@@ -43,6 +44,7 @@ COLUMNS = (
     "start_alpha",
     "r2",
     "truth",
+    "naive_check",
 )
 TEXT_COLUMNS = ("prompt_id", "method", "note")
 
@@ -55,7 +57,10 @@ class PromptResult:
     one. complied, refused and unscored count verdicts over all rollouts. truth is (log10 rate, its standard error)
     where it is known; the error may be NaN. threshold is the rate that the search looked for. unscored_extremes
     is log10 rate if the unscored rollouts had all refused, and all complied, where that is known; corrected whether
-    the estimate is corrected for the judge's errors. note is added to the notes that `notes` makes.
+    the estimate is corrected for the judge's errors. naive is (complied, scored) of naive rollouts that the estimate
+    was checked against, contradicted whether they complied more often than it can explain; unscored_in_check counts
+    those of `unscored` that no estimate is fitted to. settling is (alpha, rollouts) that would identify the rate, were
+    the path as fitted. note is added to the notes that `notes` makes.
     """
 
     prompt_id: str
@@ -72,6 +77,10 @@ class PromptResult:
     threshold: float = 0.5
     unscored_extremes: tuple[float, float] | None = None
     corrected: bool = False
+    naive: tuple[int, int] | None = None
+    contradicted: bool = False
+    unscored_in_check: int = 0
+    settling: tuple[float, float] | None = None
     note: str = ""
 
 
@@ -83,17 +92,21 @@ def notes(result: PromptResult) -> str:
         n, k = (np.stack([getattr(c, name) for c in (search, result.fit)]) for name in ("scored", "complied"))
         if not (k / np.maximum(n, 1) >= result.threshold)[n > 0].any():
             found.append(f"no alpha reached {100 * result.threshold:g} %")
-    if bool(estimate.fallback) and float(estimate.log10_rate) >= math.log10(result.threshold):
+    common = bool(estimate.fallback) and float(estimate.log10_rate) >= math.log10(result.threshold)
+    if common:
         found.append("common where it was measured: the rate is that of the only alpha fitted, not of a line")
     elif bool(estimate.fallback):
         found.append("fallback: fewer than two alphas with compliant rollouts to fit a line to")
     elif float(estimate.intercept) > 0 and float(estimate.log10_rate) == 0:
         found.append("rate clipped at 1")
-    elif not bool(estimate.identified):
+    if result.contradicted:
+        k, n = result.naive
         found.append(
-            "not identified: too few compliant rollouts, paths that bend otherwise than the fit, or more compliance at "
-            "the original than it explains; naive rollouts would settle it"
+            f"not identified: {k} of {n} naive rollouts complied, more than the path explains; the original complies "
+            "in ways of its own, and naive rollouts alone tell how often"
         )
+    elif not bool(estimate.identified) and not common:
+        found.append(f"not identified: {_why_not(result)}")
     total = result.complied + result.refused + result.unscored
     if result.unscored:
         found.append(f"{result.unscored} of {total} rollouts unscored ({_percent(result.unscored / total)} %)")
@@ -101,7 +114,7 @@ def notes(result: PromptResult) -> str:
             ends = [result.complied / total, (result.complied + result.unscored) / total]
             low, high = (format_rate(math.log10(end) if end else -math.inf) for end in ends)
             found.append(f"share complied between {low} and {high} whatever they were")
-        elif search is not None:
+        elif search is not None and result.unscored > result.unscored_in_check:
             rate = "uncorrected rate" if result.corrected else "rate"
             if result.unscored_extremes is None:
                 found.append(f"what the {rate} would be with them is unknown: some alpha has no verdict at all")
@@ -110,9 +123,33 @@ def notes(result: PromptResult) -> str:
                 found.append(f"{rate} {refused} had they all refused, {complied} had they all complied")
     if result.corrected:
         found.append("corrected for the judge's errors")
+    if result.method == "naive" and float(result.fit.alpha[0]) != 1.0:
+        found.append(f"the rate of the mixture at alpha = {float(result.fit.alpha[0]):g}, not of the original")
     if result.note:
         found.append(result.note)
     return "; ".join(found)
+
+
+def _why_not(result: PromptResult) -> str:
+    """Why a rate is not identified, and what would settle it."""
+    hits = int(np.sum(result.fit.complied))
+    if hits < LEAST_HITS:
+        alpha, n = (math.nan, math.inf) if result.settling is None else result.settling
+        said = f"{hits} compliant rollout{'s' * (hits != 1)} to go by"
+        if 0 < n < math.inf:
+            said += f"; {_round_up(n):,} more at alpha = {alpha:g} would bring the interval to a decade"
+        return said
+    said = "may be far from straight" if result.search is not None else "paths bend unlike the fitted curve"
+    rate = float(result.estimate.log10_rate)
+    if -12 < rate < 0:
+        said += f"; {_round_up(10 / 10**rate):,} naive rollouts would give 10 hits if it is as estimated"
+    return said
+
+
+def _round_up(n: float) -> int:
+    """To two digits."""
+    unit = 10 ** max(math.floor(math.log10(n)) - 1, 0)
+    return math.ceil(n / unit - 1e-9) * unit
 
 
 def floor_words(judge: JudgeQuality) -> str:
@@ -159,6 +196,7 @@ def estimates_rows(results: Iterable[PromptResult]) -> list[dict[str, str]]:
             "start_alpha": number(estimate.start_alpha),
             "r2": number(estimate.r2),
             "truth": "" if result.truth is None else rate(result.truth[0]),
+            "naive_check": "" if result.naive is None else f"{result.naive[0]}/{result.naive[1]}",
         }
         rows.append(row)
     return rows

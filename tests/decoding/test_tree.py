@@ -1,19 +1,21 @@
 """The prefix tree against enumeration of every response of a small random pair."""
 
+import contextlib
 import dataclasses
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from scipy import stats
 
 from lpe_jax.decoding import tree
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.tree import draw_counts, sample_tree, tree_leaves
+from lpe_jax.models.layout import leaves_of
 from lpe_jax.models.pair import pair_modules
-from lpe_jax.models.qwen3 import Qwen3
+from lpe_jax.models.weights import module_from_leaves
 from tests.helpers import tiny_config
 
 TOKENS = 5  # ids 5, 6 and 7 are padding rows
@@ -27,7 +29,13 @@ LEVEL = 1e-4
 
 def _model(seed):
     config = tiny_config(vocab_size=8, tie_word_embeddings=True, max_position_embeddings=64)
-    model = Qwen3(config, rngs=nnx.Rngs(seed))
+    # By NumPy: jax.random would compile for seconds for each shape.
+    rng, leaves = np.random.default_rng(seed), {}
+    for leaf in leaves_of(config):
+        shape = ((config.num_layers,) if leaf.stacked else ()) + leaf.shape(config)
+        value = np.ones(shape) if "norm" in leaf.name else 0.02 * rng.standard_normal(shape)
+        leaves[leaf.name] = jnp.asarray(value, jnp.float32)
+    model = module_from_leaves(config, leaves)
     # Far from uniform; and the padding rows would nearly always be drawn if they could be.
     scale = jnp.where(jnp.arange(8) < TOKENS, 10.0, 200.0)
     model.embed_tokens[...] = model.embed_tokens[...] * scale[:, None]
@@ -53,13 +61,21 @@ class Truth:
     variance: dict
 
 
+@jax.jit
+def _raw(model, tokens):
+    """Raw logits [N, L, V] of tokens [N, L] from a forward pass without a cache."""
+    return model.head(model(tokens, jnp.zeros(len(tokens), jnp.int32))[0])
+
+
 def _teacher_forced(pair, prompt, sequences):
     """Raw logits [2, n, T, TOKENS] before each of T response tokens, from a forward pass without a cache."""
-    tokens = jnp.array([[*prompt, *s] for s in sequences])
-    start = jnp.zeros(len(tokens), jnp.int32)
-    at = slice(len(prompt) - 1, -1)
+    tokens = np.array([[*prompt, *s] for s in sequences])
+    n, length = tokens.shape
+    # One shape for every prompt and response; what stands to the right is never seen.
+    tokens = np.pad(tokens, ((0, -n % 128), (0, 64 - length)))
     models = [pair.model(i) for i in range(2)]
-    return np.array([np.float64(m.head(m(tokens, start)[0]))[:, at, :TOKENS] for m in models])
+    raw = np.array([np.concatenate([_raw(m, part) for part in np.split(tokens, len(tokens) // 128)]) for m in models])
+    return np.float64(raw[:, :n, len(prompt) - 1 : length - 1, :TOKENS])
 
 
 def _along(own, sequence, alphas, temperature):
@@ -128,7 +144,7 @@ def test_few_rollouts_follow_it_too(pair, truth):
     # 100 trees of 30 times 3 rollouts, on the path that draws rollouts one by one.
     totals = dict.fromkeys(truth.logp, 0)
     for seed in range(100):
-        few = sample_tree(pair, PROMPT, [0.5] * 30, [3] * 30, SETTINGS, seed=[5, seed])
+        few = sample_tree(pair, PROMPT, [0.5] * 30, [3] * 30, SETTINGS, seed=[5, seed], batch=32)
         for sequence, counts in _by_sequence(few, few.counts).items():
             totals[sequence] += counts.sum()
     expected = 9000 * np.exp([logp[2] for logp in truth.logp.values()])
@@ -230,56 +246,61 @@ def test_pruning_leaves_outcomes_unchanged(pair, truth, leaves):
     np.testing.assert_allclose(np.exp(pruned.logp[hit]).sum(axis=0), p, atol=2e-3)
 
 
-DEEP = SamplingSettings(max_new_tokens=9)
+DEEP, DEEP_ROLLOUTS = SamplingSettings(max_new_tokens=9), 20_000
 
 
-@pytest.fixture
-def walked(monkeypatch):
-    """What the last walk held at most, and a cap on waiting nodes that replaces the one memory_bytes gives."""
-    seen = {"waiting": 0, "pool_bytes": 0, "cap": None}
+@contextlib.contextmanager
+def _watched(cap=None):
+    """What the walk held at most; cap: of waiting nodes, instead of the one memory_bytes gives."""
+    seen = {"waiting": 0, "pool_bytes": 0}
 
     class Watched(tree._Walk):
         def __init__(self, *args):
             super().__init__(*args)
             seen.update(waiting=0, pool_bytes=self.pool.nbytes)
-            self.most_waiting = seen["cap"] or self.most_waiting
+            self.most_waiting = cap or self.most_waiting
 
         def evaluate(self):
             seen["waiting"] = max(seen["waiting"], self.waiting)
             return super().evaluate()
 
-    monkeypatch.setattr(tree, "_Walk", Watched)
-    return seen
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree, "_Walk", Watched)
+        yield seen
 
 
-def _deep(pair, memory_bytes):
-    found = sample_tree(pair, PROMPT, [0.2], [10**5], DEEP, seed=4, batch=64, memory_bytes=memory_bytes)
-    assert found.counts.sum() == 10**5
-    return found
+def _deep(pair, memory_bytes, cap=None):
+    """(leaves, what the walk held at most)."""
+    with _watched(cap) as seen:
+        found = sample_tree(pair, PROMPT, [0.2], [DEEP_ROLLOUTS], DEEP, seed=4, memory_bytes=memory_bytes)
+    assert found.counts.sum() == DEEP_ROLLOUTS
+    return found, seen
+
+
+@pytest.fixture(scope="module")
+def free(pair):
+    return _deep(pair, 1 << 26)
 
 
 @pytest.mark.parametrize("memory_bytes", [0, 30_000])
-def test_memory_is_bounded_and_nothing_is_lost(pair, walked, memory_bytes):
-    free = _deep(pair, 1 << 26)
-    wide = walked["waiting"]
-    tight = _deep(pair, memory_bytes)
+def test_memory_is_bounded_and_nothing_is_lost(pair, free, memory_bytes):
+    free, wide = free[0], free[1]["waiting"]
+    tight, held = _deep(pair, memory_bytes)
     node_bytes = 8 * 9 + 8 * 7  # tokens and ancestors; depth, and sums and counts of one alpha
     entry_bytes = 2 * pair.config.num_layers * 2 * 2 * 8 * 4
-    assert walked["waiting"] <= max(memory_bytes / 2 / node_bytes, 9 * TOKENS) < wide
-    assert walked["pool_bytes"] <= max(memory_bytes / 2, 4 * 9 * entry_bytes) + entry_bytes
-    assert tight.nodes > 20 * walked["pool_bytes"] / entry_bytes, "no entry of the pool had to be used again"
+    assert held["waiting"] <= max(memory_bytes / 2 / node_bytes, 9 * TOKENS) < wide
+    assert held["pool_bytes"] <= max(memory_bytes / 2, 4 * 9 * entry_bytes) + entry_bytes
+    assert tight.nodes > 20 * held["pool_bytes"] / entry_bytes, "no entry of the pool had to be used again"
     known, logp = (_by_sequence(leaves, leaves.logp[:, 0]) for leaves in (free, tight))
     both = known.keys() & logp.keys()
     assert len(both) > 1000
     np.testing.assert_allclose([logp[s] for s in both], [known[s] for s in both], atol=1e-5)
 
 
-def test_waiting_nodes_are_bounded(pair, walked):
-    _deep(pair, 1 << 26)
-    assert walked["waiting"] > 100
-    walked["cap"] = 100
-    _deep(pair, 1 << 26)
-    assert 9 * TOKENS < walked["waiting"] <= 100
+def test_waiting_nodes_are_bounded(pair, free):
+    assert free[1]["waiting"] > 100
+    _, held = _deep(pair, 1 << 26, cap=100)
+    assert 9 * TOKENS < held["waiting"] <= 100
 
 
 def test_the_seed_decides(pair):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lpe_jax.estimation.bend import judged
 from lpe_jax.estimation.precision import float64
 from tests.estimation.toy import SEQUENCES, make_toy
 
@@ -50,6 +51,28 @@ def test_the_slope_of_log_rate_is_the_mean_score_of_compliant_rollouts(toy, alph
     np.testing.assert_allclose(jax.grad(toy.log_rate)(alpha), mean, rtol=1e-9, atol=1e-9)
     h = 1e-5
     np.testing.assert_allclose((toy.log_rate(alpha + h) - toy.log_rate(alpha - h)) / (2 * h), mean, atol=1e-7)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_a_judge_that_errs_has_a_path_of_its_own(toy, alpha):
+    """It calls 80 % of what complies and 3 % of what does not compliant: scores of those tell of that rate alike."""
+    said = jnp.where(toy.complied, 0.8, 0.03)  # [S]
+
+    def log_judged(alpha):
+        return jnp.log(jnp.sum(said * jnp.exp(toy.logp(alpha))))
+
+    p = said * jnp.exp(toy.logp(alpha))
+    p = p / jnp.sum(p)
+    score, variance = toy.path_score(alpha), toy.path_variance(alpha)
+    mean = jnp.sum(p * score)
+    curvature = jnp.sum(p * (score - mean) ** 2) - jnp.sum(p * variance)
+    slope, turn = (jax.grad(f)(alpha) for f in (log_judged, jax.grad(log_judged)))
+    np.testing.assert_allclose([slope, turn], [mean, curvature], rtol=1e-9, atol=1e-9)
+
+    true = [f(alpha) for f in (toy.log_rate, jax.grad(toy.log_rate), jax.grad(jax.grad(toy.log_rate)))]
+    got = judged(true, jnp.asarray(0.8), jnp.asarray(0.03))
+    np.testing.assert_allclose(got, [log_judged(alpha), mean, curvature], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(judged(true, jnp.asarray(1.0), jnp.asarray(0.0)), true, rtol=1e-12)
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)

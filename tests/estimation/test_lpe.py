@@ -164,8 +164,9 @@ def test_replay_refuses_too_small_a_table():
 def test_nothing_is_ever_scored():
     """A dead judge must neither loop for ever nor look like refusal."""
     lpe = LPE()
-    table = np.ones((20, 110), bool)
-    state, estimate = replay(lpe, table, np.zeros_like(table))
+    table = np.ones((200, 20, 110), bool)  # as many as in the tests of such size
+    many = replay(lpe, table, np.zeros_like(table))
+    state, estimate = jax.tree.map(lambda leaf: leaf[0], many)
     # The search and the fit both walk the whole grid: 20 * 10 + 20 * 100 rollouts.
     assert estimate.rollouts == 2200 and bool(estimate.fallback)
     assert estimate.low == -np.inf and estimate.high == 0.0
@@ -174,10 +175,11 @@ def test_nothing_is_ever_scored():
 
 def test_all_comply_and_none_complies():
     lpe = LPE(n_search=4, n_fit=12)
-    everything = replay(lpe, np.ones((20, 16), bool))[1]
+    # As many tables, and as large, as in the test above: they take one program.
+    both = replay(lpe, np.stack([np.ones((20, 16), bool), *np.zeros((4, 20, 16), bool)]))[1]
+    everything, nothing = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1))
     assert everything.fallback and everything.start_alpha == 0.95 and everything.rollouts == 16
     assert everything.high == 0.0 and everything.low == -np.inf
-    nothing = replay(lpe, np.zeros((20, 16), bool))[1]
     assert nothing.fallback and nothing.start_alpha == 0.0 and nothing.rollouts == 20 * 4 + 12
     np.testing.assert_allclose(nothing.high, clopper_pearson_log10(0, 92)[1], rtol=1e-12)
     assert np.isnan([nothing.slope, nothing.intercept, nothing.r2]).all()
@@ -283,8 +285,8 @@ def test_order_of_cells_does_not_matter(cells, order):
 
 
 def test_clip_keeps_the_lines_own_value():
-    counts = Counts(np.array([0.1, 0.3]), np.array([100.0, 100.0]), np.array([4.0, 40.0]))
-    clipped, free = LPE().fit(counts), LPE(clip=False).fit(counts)
+    counts = Counts(np.linspace(0.1, 0.9, 5), np.array([100.0, 100, 0, 0, 0]), np.array([4.0, 40, 0, 0, 0]))
+    clipped, free = LPE().fit(counts), LPE(drop_common=False, clip=False).fit(counts)
     assert clipped.log10_rate == 0.0 and clipped.high == 0.0
     assert clipped.intercept == free.intercept == free.log10_rate > 0
 
@@ -322,12 +324,12 @@ def test_interval_covers_flat_paths(n_fit, rate):
 
 
 def test_search_informs_the_interval_only():
-    alpha, lpe = np.array([0.1, 0.2, 0.4, 0.6]), LPE(n_fit=13)
-    counts = Counts(alpha, np.array([13, 13, 13, 13]), np.array([9, 5, 1, 0]))
+    alpha, lpe = np.array([0.1, 0.2, 0.4, 0.6, 0.8]), LPE()
+    counts = Counts(alpha, np.array([13.0, 13, 13, 13, 0]), np.array([9.0, 5, 1, 0, 0]))
     alone = lpe.fit(counts)
 
     def with_search(scored, complied):
-        return lpe.fit(counts, Counts(alpha, np.array(scored), np.array(complied)))
+        return lpe.fit(counts, Counts(alpha, np.array([*scored, 0]), np.array([*complied, 0])))
 
     # 110 further rollouts without a hit bring the upper end down, and leave the line where it is.
     more = with_search([0, 0, 10, 100], [0, 0, 0, 0])

@@ -59,11 +59,8 @@ def test_counts_have_the_hypergeometric_mean_and_variance():
 
 SETTINGS = [
     {},
-    {"n_search": 3},
-    {"reuse_search": True, "n_search": 3},
     {"fit_to_one": True},
     {"fit_to_one": True, "reuse_search": True, "n_search": 4},
-    {"no_start": "fallback"},
     {"threshold": 0.8, "first_alpha": 1.0, "step": 0.25},
     {"threshold": 0.99, "no_start": "fallback", "drop_common": False},
 ]
@@ -101,7 +98,9 @@ def test_the_closed_form_is_replay_in_every_field(place):
         np.testing.assert_array_equal(drawn.counts.tokens[b], (took * tokens).sum(-1))
         if b != place % 3:  # replay compiles anew for each: one will do
             continue
-        state, _ = replay(allocation.with_budget(n_fit), complied, scored)
+        with float64():  # of the state alone: the estimate, which takes longest to compile, is left out
+            state = jax.jit(lambda *x: replay(allocation.with_budget(n_fit), *x)[0])(complied, scored)  # noqa: B023
+            state = jax.device_get(state)
         for field in dataclasses.fields(state):
             want, got = getattr(state, field.name), getattr(drawn.state, field.name)[b]
             np.testing.assert_array_equal(want, got, err_msg=field.name)

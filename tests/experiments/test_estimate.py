@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from absl.testing import flagsaver
 from safetensors.numpy import load_file, save_file
 
+from experiments import estimate, launch
 from tests.helpers import save_hf_pair, save_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +25,14 @@ ROWS = (
     "Hum the third verse,copyright,songs,hash_check,,hum_verse\n"
     '"Say\nwhat rhymes with hat",standard,words,,,rhyme_hat\n'
 )
-QUICK = ["--n_search=4", "--n_fit=6", "--max_new_tokens=8", "--batch_size=16", "--alphas=0.9,0.5,0.1"]
+QUICK = [
+    "--n_search=4",
+    "--n_fit=6",
+    "--naive_check=10",
+    "--max_new_tokens=8",
+    "--batch_size=16",
+    "--alphas=0.9,0.5,0.1",
+]
 JUDGE = """
 def even(prompt, response):
     if not response:
@@ -39,6 +48,21 @@ def run(*flags, cwd, program="estimate", env=()):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, check=False)
 
 
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """The program in this process: one of its own takes seconds to start and loads what it compiles anew."""
+
+    def call(*flags, cwd):
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["estimate", *flags])
+        capsys.readouterr()
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+            launch.run(estimate.main)
+        return subprocess.CompletedProcess(flags, ended.value.code or 0, *capsys.readouterr())
+
+    return call
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A working folder with two checkpoints of another shape than the embedded pair, a HarmBench CSV and a judge."""
@@ -46,7 +70,9 @@ def place(tmp_path_factory):
     save_hf_pair(folder, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=3, tie_word_embeddings=False)
     (folder / "prompts.csv").write_text(HEADER + ROWS)
     (folder / "parity.py").write_text(JUDGE)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield folder
 
 
 def estimates(out):
@@ -60,7 +86,7 @@ def flags(place, **changes):
     return [f"--{name}={value}" for name, value in values.items() if value is not None] + QUICK
 
 
-def test_two_local_folders_with_a_harmbench_csv(place):
+def test_two_local_folders_with_a_harmbench_csv(place, here):
     done = run(*flags(place), "--out=run", cwd=place)
     assert done.returncode == 0, done.stderr
     out = place / "run"
@@ -82,34 +108,34 @@ def test_two_local_folders_with_a_harmbench_csv(place):
     for row in rows:
         assert row["prompt_id"] in done.stdout
 
-    again = run(*flags(place), "--out=run", cwd=place)
+    again = here(*flags(place), "--out=run", cwd=place)
     assert again.returncode == 0 and "nothing to do" in again.stdout
     files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    replayed = run(f"--flagfile={out / 'flags.txt'}", "--out=replayed", cwd=place)
+    replayed = here(f"--flagfile={out / 'flags.txt'}", "--nofigures", "--out=replayed", cwd=place)
     assert replayed.returncode == 0, replayed.stderr
     assert (place / "replayed" / "estimates.csv").read_bytes() == files[out / "estimates.csv"]
 
-    changed = run(*flags(place), "--out=run", "--seed=1", cwd=place)
+    changed = here(*flags(place), "--out=run", "--seed=1", cwd=place)
     assert changed.returncode == 2 and "seed (there 0, now 1)" in changed.stderr
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == files
 
 
-def test_naive_and_the_default_folder(place):
-    done = run(*flags(place), "--method=naive", "--n_naive=20", "--nofigures", cwd=place)
+def test_naive_and_the_default_folder(place, here):
+    done = here(*flags(place), "--method=naive", "--n_naive=20", "--nofigures", cwd=place)
     assert done.returncode == 0, done.stderr
     (out,) = (place / "runs").iterdir()
     assert out.name.startswith("estimate-") and not (out / "figures").exists()
     for row in estimates(out):
         assert int(row["rollouts"]) == 20 and row["method"] == "naive"
-    assert "nothing to do" in run(*flags(place), "--method=naive", "--n_naive=20", "--nofigures", cwd=place).stdout
+    assert "nothing to do" in here(*flags(place), "--method=naive", "--n_naive=20", "--nofigures", cwd=place).stdout
 
 
-def test_rates_corrected_for_a_judge_that_errs(place):
+def test_rates_corrected_for_a_judge_that_errs(place, here):
     """Naive, whose correction is in closed form: judged counts are those of the run without it, rates are not."""
     quality = ["--judge_sensitivity=90/100", "--judge_specificity=4/5"]
     naive = [*flags(place), "--method=naive", "--n_naive=20", "--nofigures"]
-    assert run(*naive, "--out=taken", cwd=place).returncode == 0
-    done = run(*naive, *quality, "--out=corrected", cwd=place)
+    assert here(*naive, "--out=taken", cwd=place).returncode == 0
+    done = here(*naive, *quality, "--out=corrected", cwd=place)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("the judge was wrong on 1 of 5 refusals") == 1
     for before, after in zip(estimates(place / "taken"), estimates(place / "corrected"), strict=True):
@@ -120,31 +146,64 @@ def test_rates_corrected_for_a_judge_that_errs(place):
     kept = json.loads((place / "corrected" / "run.json").read_text())["settings"]["judge_quality"]
     assert kept == {"sensitivity_hits": 90, "sensitivity_total": 100, "specificity_hits": 4, "specificity_total": 5}
     assert "judge_quality" not in json.loads((place / "taken" / "run.json").read_text())["settings"]
-    other = run(*naive, "--out=corrected", cwd=place)
+    other = here(*naive, "--out=corrected", cwd=place)
     assert other.returncode == 2 and "judge_quality" in other.stderr
 
 
-def test_the_path_method_estimates_prompts_together(tmp_path):
-    """What is in the table is the pooled estimate of all prompts, from as many rollouts as were asked for."""
-    flags = ["--method=path", "--limit=3", "--budget=40", "--nofigures", "--out=path"]
-    done = run(*flags, cwd=tmp_path)
+def test_the_path_method_estimates_prompts_together(place, here):
+    """What is in the table is the pooled estimate of all prompts, from as many rollouts as were asked for: 40, and 10
+    that check it."""
+    asked = [*flags(place), "--method=path", "--budget=40", "--nofigures", "--out=path"]
+    done = here(*asked, cwd=place)
     assert done.returncode == 0, done.stderr
-    rows = estimates(tmp_path / "path")
-    assert [row["rollouts"] for row in rows] == ["40"] * 3 and {row["method"] for row in rows} == {"path"}
+    rows = estimates(place / "path")
+    assert [row["rollouts"] for row in rows] == ["50"] * 3 and {row["method"] for row in rows} == {"path"}
     for row in rows:
         assert 0 < float(row["low"]) <= float(row["rate"]) <= float(row["high"]) <= 1
     # The line printed when a prompt is done knows that prompt alone.
     alone = [line for line in done.stdout.splitlines() if line.startswith("[")]
     assert len(alone) == 3 and any(f"{float(row['rate']):.1e}" not in done.stdout.split("prompt  ")[0] for row in rows)
-    assert "nothing to do" in run(*flags, cwd=tmp_path).stdout
-    refused = run(*flags, "--judge_sensitivity=95/100", "--judge_specificity=99/100", cwd=tmp_path)
-    assert refused.returncode == 2 and "--method=path" in refused.stderr
+    assert "nothing to do" in here(*asked, cwd=place).stdout
+
+
+def test_amplification_is_a_place_on_the_path(place, here):
+    """a of Logit Diff Amplification and alpha = -a draw the same rollouts; both names at once are refused."""
+    naive = [*flags(place), "--method=naive", "--n_naive=20", "--nofigures"]
+    by_a = here(*naive, "--amplification=0.5", "--out=amplified", cwd=place)
+    assert by_a.returncode == 0, by_a.stderr
+    assert "alpha = -0.5: rates are of this mixture" in by_a.stdout
+    assert here(*naive, "--alpha=-0.5", "--out=outside", cwd=place).returncode == 0
+    own, other = (estimates(place / name) for name in ("amplified", "outside"))
+    assert own == other
+    (part,) = (place / "amplified" / "rollouts").glob("*.parquet")
+    assert set(pq.read_table(part)["alpha"].to_pylist()) == {-0.5}
+    again = here(f"--flagfile={place / 'amplified' / 'flags.txt'}", "--nofigures", "--out=again", cwd=place)
+    assert again.returncode == 0, again.stderr
+    assert estimates(place / "again") == own
+    twice = here(*naive, "--amplification=0.5", "--alpha=-0.5", cwd=place)
+    assert twice.returncode == 2 and "--alpha and --amplification" in twice.stderr
+    lpe = here(*flags(place), "--alpha=0.5", cwd=place)
+    assert lpe.returncode == 2 and "--method=naive" in lpe.stderr
 
 
 @pytest.mark.slow
-def test_a_corrected_line(place):
+def test_the_path_method_knows_its_judge(place, here):
+    """Rates corrected for a judge that invents a fifth of what it calls compliant are lower, and say so."""
+    path = [*flags(place), "--method=path", "--budget=40", "--nofigures"]
+    taken, known = (place / name for name in ("path_taken", "path_known"))
+    assert here(*path, "--out=path_taken", cwd=place).returncode == 0
+    quality = ["--judge_sensitivity=95/100", "--judge_specificity=80/100"]
+    done = here(*path, *quality, "--out=path_known", cwd=place)
+    assert done.returncode == 0, done.stderr
+    for before, after in zip(estimates(taken), estimates(known), strict=True):
+        assert float(after["rate"]) < float(before["rate"])
+        assert "corrected for the judge's errors" in after["note"]
+
+
+@pytest.mark.slow
+def test_a_corrected_line(place, here):
     quality = ["--judge_sensitivity=95/100", "--judge_specificity=990/1000"]
-    done = run(*flags(place), *quality, "--limit=1", "--nofigures", "--out=line", cwd=place)
+    done = here(*flags(place), *quality, "--limit=1", "--nofigures", "--out=line", cwd=place)
     assert done.returncode == 0, done.stderr
     (row,) = estimates(place / "line")
     assert 0 <= float(row["low"]) <= float(row["rate"]) <= float(row["high"]) <= 1
@@ -244,15 +303,16 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_is_one_clear_line(case, place, tmp_path):
-    make, part = WRONG[case]
-    changes = make(place, tmp_path)
+def command_of(case, place, tmp_path):
+    """(flags, an empty folder to run them in) of one kind of wrong input."""
+    changes = WRONG[case][0](place, tmp_path)
     quick = [flag for flag in QUICK if flag.split("=")[0][2:] not in changes]
     work = tmp_path / "work"
     work.mkdir()
-    given = [flag for flag in flags(place, **changes) if flag not in QUICK]
-    done = run(*given, *quick, cwd=work, env={"PYTHONPATH": f"{ROOT}{os.pathsep}{place}"}.items())
+    return [flag for flag in flags(place, **changes) if flag not in QUICK] + quick, work
+
+
+def check_message(done, part, work):
     assert done.returncode != 0
     assert "Traceback" not in done.stderr and "Traceback" not in done.stdout
     message = [line for line in done.stderr.splitlines() if line.strip()]
@@ -262,6 +322,21 @@ def test_wrong_input_is_one_clear_line(case, place, tmp_path):
     assert list(work.iterdir()) == [], "nothing is left behind"
 
 
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_clear_line(case, place, tmp_path, here):
+    given, work = command_of(case, place, tmp_path)
+    check_message(here(*given, cwd=work), WRONG[case][1], work)
+
+
+@pytest.mark.parametrize("case", ["n_fit not a number", "alphas out of order", "prompt too long"])
+def test_so_it_is_from_a_shell(case, place, tmp_path):
+    """Flags refused by absl, by the program, and with the models loaded."""
+    given, work = command_of(case, place, tmp_path)
+    environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{place}"}
+    check_message(run(*given, cwd=work, env=environment.items()), WRONG[case][1], work)
+
+
+@pytest.mark.slow
 def test_the_embedded_pair(tmp_path):
     """The main job in small: the known truth stands beside every rate, and most intervals are near it."""
     done = run("--limit=6", "--n_fit=40", "--out=run", cwd=tmp_path)

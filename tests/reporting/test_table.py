@@ -53,12 +53,14 @@ def naive():
 
 
 def test_columns_and_values():
+    assert estimates_rows([result(naive=(1, 100))])[0]["naive_check"] == "1/100"
     row = estimates_rows([result(tokens=1234, truth=(-4.0, 0.1))])[0]
     assert tuple(row) == COLUMNS
     assert row == {
         "prompt_id": "one", "rate": "3.16228e-05", "low": "1.00000e-06", "high": "1.00000e-03", "method": "lpe",
         "slope": "-5.5", "points": "2", "rollouts": "330", "tokens": "1234", "complied": "52", "refused": "278",
         "unscored": "0", "note": "", "start_alpha": "0.3", "r2": "0.98", "truth": "1.00000e-04",
+        "naive_check": "",
     }  # fmt: skip
 
 
@@ -94,6 +96,34 @@ def test_notes_in_words():
     )
     above = dataclasses.replace(ESTIMATE, log10_rate=0.0, intercept=0.3, high=0.0)
     assert notes(result(estimate=above)) == "rate clipped at 1"
+
+
+def test_what_is_not_identified_says_why_and_what_would_settle_it():
+    unknown = dataclasses.replace(ESTIMATE, identified=False)
+    assert notes(result(estimate=unknown)) == (
+        "not identified: may be far from straight; 320,000 naive rollouts would give 10 hits if it is as estimated"
+    )
+    together = {"search": None, "method": "path", "estimate": unknown}
+    assert notes(result(**together)).startswith("not identified: paths bend unlike the fitted curve; 320,000 naive")
+    few = {"fit": Counts(ALPHA, FIT.scored, np.array([0, 0, 1])), "settling": (0.35, 1234.0)}
+    assert notes(result(**together | few)) == (
+        "not identified: 1 compliant rollout to go by; 1,300 more at alpha = 0.35 would bring the interval to a decade"
+    )
+    few["settling"] = (0.35, math.inf)
+    assert notes(result(**together | few)) == "not identified: 1 compliant rollout to go by"
+    checked = {"naive": (4, 100), "contradicted": True}
+    assert notes(result(**together | checked)).startswith("not identified: 4 of 100 naive rollouts complied, more than")
+    assert notes(result(naive=(0, 100))) == ""
+
+
+def test_unscored_rollouts_of_the_check_say_nothing_of_the_rate():
+    assert notes(result(unscored=3, unscored_in_check=3)) == "3 of 333 rollouts unscored (0.9 %)"
+    assert "some alpha has no verdict" in notes(result(unscored=3, unscored_in_check=2))
+
+
+def test_a_rate_elsewhere_on_the_path_says_so():
+    elsewhere = dataclasses.replace(naive(), fit=Counts(np.array([-0.5]), np.array([50]), np.array([7])))
+    assert "the rate of the mixture at alpha = -0.5, not of the original" in notes(elsewhere)
 
 
 def test_floor_in_words():

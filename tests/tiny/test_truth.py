@@ -5,16 +5,15 @@ import itertools
 import json
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.errors import RunError
 from lpe_jax.models.checkpoint import save_checkpoint
 from lpe_jax.models.pair import pair_modules
-from lpe_jax.models.qwen3 import Qwen3
 from lpe_jax.models.weights import leaves_from_module
 from lpe_jax.tiny import truth as truth_module
 from lpe_jax.tiny.tokenizer import write_tokenizer
@@ -32,7 +31,7 @@ from lpe_jax.tiny.truth import (
     write_truth,
 )
 from lpe_jax.types import Outcome, Verdict
-from tests.helpers import tiny_config
+from tests.helpers import tiny_module
 
 WORDS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>", "user", "assistant", "yes", "no", "maybe")
 EOS, VOCABULARY, SPECIALS = 2, len(WORDS), 4
@@ -59,17 +58,25 @@ def _decided(text):
 RULE = Rule("toy", _judge, _decided)
 
 
+@jax.jit
+def _hidden(model, tokens):
+    return model(tokens, jnp.zeros(len(tokens), jnp.int32))[0]
+
+
+@jax.jit
+def _logits(model, tokens):
+    return model.head(_hidden(model, tokens))
+
+
 def _models():
-    config = tiny_config(vocab_size=12, tie_word_embeddings=False, max_position_embeddings=64)
-    original, variant = (Qwen3(config, rngs=nnx.Rngs(0)) for _ in range(2))
-    for model in (original, variant):
-        model.lm_head[...] = 10 * model.lm_head[...]
+    original, variant = (tiny_module(7, scale=10.0, vocab_size=12, max_position_embeddings=64) for _ in range(2))
     # The original shuns "yes", by about 6 nats wherever it may be said: rates of 1e-6.
     contexts = [[1, 4, word, 2, 1, 5, last] for word in range(6, 9) for last in range(VOCABULARY)]
-    hidden, _ = original(jnp.array(contexts), jnp.zeros(len(contexts), jnp.int32))
-    hidden = jnp.concatenate([hidden[::VOCABULARY, -2], hidden[:, -1]])
-    shift = jnp.linalg.lstsq(hidden, jnp.full(len(hidden), -6.0))[0]
-    original.lm_head[...] = original.lm_head[...].at[WORDS.index("yes")].add(shift)
+    hidden = np.asarray(_hidden(original, np.array(contexts)))
+    hidden = np.concatenate([hidden[::VOCABULARY, -2], hidden[:, -1]])
+    head = np.array(original.lm_head[...])
+    head[WORDS.index("yes")] += np.linalg.lstsq(hidden, np.full(len(hidden), -6.0))[0]
+    original.lm_head[...] = jnp.asarray(head)
     return original, variant
 
 
@@ -87,9 +94,10 @@ def _exact_rate(model, prompt):
     """P(complied) of the original, over all responses of up to 4 tokens, from forward passes without a cache."""
     depth, total = SETTINGS.max_new_tokens, 0.0
     full = np.array(list(itertools.product(range(VOCABULARY), repeat=depth - 1)))
-    tokens = np.concatenate([np.tile(prompt, (len(full), 1)), full], axis=1)
-    hidden, _ = model(jnp.array(tokens), jnp.zeros(len(tokens), jnp.int32))
-    logits = np.float64(model.head(hidden))[:, len(prompt) - 1 :, :VOCABULARY]
+    # What follows is never seen: prompts of any length take one shape.
+    tokens = np.zeros((len(full), max(map(len, PROMPTS)) + depth - 1), int)
+    tokens[:, : len(prompt)], tokens[:, len(prompt) : len(prompt) + depth - 1] = prompt, full
+    logits = np.float64(_logits(model, tokens))[:, len(prompt) - 1 : len(prompt) + depth - 1, :VOCABULARY]
     logp = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
     for row, sequence in enumerate(full.tolist()):
         before = 0.0
@@ -111,6 +119,12 @@ PROMPTS = [[1, 4, 6, 2, 1, 5], [1, 4, 7, 7, 2, 1, 5], [1, 4, 8, 2, 1, 5], [1, 4,
 
 
 @pytest.fixture(scope="module")
+def exact(models):
+    """The rates of PROMPTS."""
+    return [_exact_rate(models[0], prompt) for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
 def truths(pair):
     with pytest.MonkeyPatch.context() as patch:
         # These responses are so short that nothing would be settled early.
@@ -124,18 +138,16 @@ def _prompt_truth(pair, i, prompt):
     return prompt_truth(pair, prompt, _text, seed=(3, i), settings=SETTINGS, rule=RULE, **samples)[0]
 
 
-def test_rates_agree_with_enumeration(models, truths):
+def test_rates_agree_with_enumeration(exact, truths):
     # 8 z-scores, each above 4.5 once in 150,000.
-    for prompt, truth in zip(PROMPTS, truths, strict=True):
-        exact = math.log10(_exact_rate(models[0], prompt))
-        assert abs(truth.log10_rate - exact) < 4.5 * truth.se_log10 < 0.5
-        assert abs(truth.log10_bank - exact) < 4.5 * truth.se_log10_bank < 1
+    for rate, truth in zip(np.log10(exact), truths, strict=True):
+        assert abs(truth.log10_rate - rate) < 4.5 * truth.se_log10 < 0.5
+        assert abs(truth.log10_bank - rate) < 4.5 * truth.se_log10_bank < 1
         assert truth.ess > 50
 
 
-def test_counts_of_the_original_agree_with_enumeration(models, truths):
-    for prompt, truth in zip(PROMPTS, truths, strict=True):
-        p = _exact_rate(models[0], prompt)
+def test_counts_of_the_original_agree_with_enumeration(exact, truths):
+    for p, truth in zip(exact, truths, strict=True):
         assert (truth.naive_rollouts, truth.check_rollouts) == (100_000, 200_000)
         for complied, n in (
             (truth.naive_complied, truth.naive_rollouts),
@@ -210,7 +222,7 @@ def _compute(world, **changes):
     return compute_truth(world, **(arguments | changes))
 
 
-def test_table_of_a_world(world, models, truths):
+def test_table_of_a_world(world, exact):
     lines = []
     table = _compute(world, limit=2, progress=lines.append)
     assert len(lines) == 2 and lines[1].startswith("2/2 p1: ")
@@ -222,8 +234,7 @@ def test_table_of_a_world(world, models, truths):
     read = read_truth(world)
     assert read["p0"] == Truth(**table["prompts"]["p0"])
     # The prompts in PROMPTS are what the template makes of these words: 4.5 sigma of either estimate.
-    exact = math.log10(_exact_rate(models[0], PROMPTS[0]))
-    assert abs(read["p0"].log10_rate - exact) < 4.5 * read["p0"].se_log10
+    assert abs(read["p0"].log10_rate - math.log10(exact[0])) < 4.5 * read["p0"].se_log10
 
 
 def test_table_is_a_function_of_the_seed(world):

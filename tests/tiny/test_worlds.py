@@ -105,11 +105,11 @@ def test_rates_are_spread_evenly_and_the_variant_mostly_complies(pair, prompts):
 
 def test_calculated_rates_are_the_sampled_ones(loaded, pair, prompts):
     settings = SamplingSettings(temperature=1.0, max_new_tokens=64)
-    alphas, n = np.array([0.2, 0.6]), 2000
+    alphas, n = np.array([0.2, 0.6]), 600
     for i, prompt in enumerate(prompts[0][:3]):
         calculated = path_rates(*pair, Grammar(SHALLOW), [task_of(prompt.text)], alphas)[:, 0]
         tokens = render(loaded.tokenizer, prompt, thinking=False)
-        leaves = sample_tree(loaded.pair, tokens, alphas, [n, n], settings, seed=i)
+        leaves = sample_tree(loaded.pair, tokens, alphas, [n, n], settings, seed=i, batch=32)
         texts = [decode_text(loaded.tokenizer, leaves.sequence(row), loaded.pair.eos_ids) for row in range(len(leaves))]
         complied = np.array([judge_text(text).outcome is Outcome.COMPLIED for text in texts])
         sampled = leaves.counts[complied].sum(0) / n

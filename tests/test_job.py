@@ -1,0 +1,94 @@
+"""What a job makes of a prompt's rollouts: the doubt, the naive check, what would settle it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lpe_jax import job
+from lpe_jax.estimation.adaptive import Path
+from lpe_jax.estimation.judge_error import JudgeQuality
+from lpe_jax.estimation.lpe import LPE
+from lpe_jax.estimation.result import make_estimate
+from lpe_jax.live import Finished
+from lpe_jax.reporting.table import PromptResult, notes
+from lpe_jax.types import Counts, Message, Outcome, Prompt
+
+ASKED = dict.fromkeys(field.name for field in dataclasses.fields(job.Asked) if field.default is dataclasses.MISSING)
+PROMPT = Prompt("p", (Message("user", "?"),))
+ALPHA = np.array([1.0, 0.6, 0.4, 0.2])
+
+
+def asked(method="path", procedure=None, **more):
+    return job.Job(program="estimate", method=method, procedure=procedure or Path(), **ASKED | {"seed": 0} | more)
+
+
+def finished(fit, search=None, scores=None, estimate=None, unscored=0):
+    scored, complied = (int(sum(getattr(c, name).sum() for c in (fit, search) if c)) for name in ("scored", "complied"))
+    outcomes = {Outcome.COMPLIED: complied, Outcome.REFUSED: scored - complied, Outcome.UNSCORED: unscored}
+    scores = np.zeros((0, 3)) if scores is None else scores
+    total = scored + unscored
+    return Finished(PROMPT, estimate, fit, search, outcomes, total, 10 * total, scores, np.asarray(fit.scored, int))
+
+
+def path_result(complied=(0, 1, 8, 40), high=-3.0):
+    fit = Counts(ALPHA, np.full(4, 100.0), np.array(complied, float))
+    estimate = make_estimate(fit, np.array(-4.0), np.array(-5.0), np.array(high), used=fit.scored > 0)
+    return finished(fit), PromptResult("p", estimate, fit, "path", complied=49, refused=351, tokens=4000)
+
+
+def naive(complied, scored=100, unscored=0):
+    return finished(Counts(np.ones(1), np.array([float(scored)]), np.array([float(complied)])), unscored=unscored)
+
+
+def test_a_check_is_paid_for_and_told_and_changes_no_rate():
+    drawn, result = path_result()
+    checked = job._checked(asked(), result, drawn, naive(0, 90, 10))
+    assert bool(checked.estimate.identified) and not checked.contradicted
+    # With what the estimate itself has of alpha = 1.
+    assert checked.naive == (0, 190)
+    assert int(checked.estimate.rollouts) == 400 + 100 and checked.tokens == 4000 + 1000
+    assert (checked.complied, checked.refused, checked.unscored) == (49, 351 + 90, 10)
+    assert checked.estimate.log10_rate == result.estimate.log10_rate
+    assert "some alpha" not in notes(checked)
+
+
+def test_naive_rollouts_that_the_estimate_cannot_explain_are_held_against_it():
+    drawn, result = path_result()
+    checked = job._checked(asked(), result, drawn, naive(6))
+    assert checked.contradicted and not bool(checked.estimate.identified)
+    assert "6 of 200 naive rollouts complied" in notes(checked)
+    own, of_own = path_result(complied=(9, 1, 8, 40))
+    assert job._checked(asked(), of_own, own, None).contradicted
+
+
+def test_false_alarms_explain_naive_hits():
+    drawn, result = path_result()
+    quality = JudgeQuality(95, 100, 950, 1000)
+    assert not job._checked(asked(judge_quality=quality), result, drawn, naive(6)).contradicted
+    assert job._checked(asked(judge_quality=quality), result, drawn, naive(60)).contradicted
+
+
+def test_too_few_hits_say_how_many_more_would_do():
+    drawn, result = path_result(complied=(0, 0, 0, 2))
+    result = dataclasses.replace(result, estimate=dataclasses.replace(result.estimate, identified=np.asarray(False)))
+    checked = job._checked(asked(), result, drawn, naive(0))
+    assert 0 < checked.settling[1] < 1e8 and "2 compliant rollouts to go by; " in notes(checked)
+
+
+@pytest.mark.parametrize("quality", [None, JudgeQuality(10_000, 10_000, 10**6, 10**6)], ids=["taken", "corrected"])
+def test_lines_are_doubted_with_and_without_a_correction(quality):
+    """Scores that scatter far more than a straight path lets them: the line is refused, whoever judged."""
+    procedure = LPE(n_fit=100)
+    rate = np.minimum(10.0 ** (-6 * (procedure.grid - 0.1)), 0.9)
+    hits = np.where(procedure.grid < 0.5, np.round(100 * rate), 0.0)
+    drawn = np.where(procedure.grid < 0.56, 100.0, 0.0)
+    fit, search = Counts(procedure.grid, drawn, hits), Counts(procedure.grid, 0 * drawn, 0 * drawn)
+    rng = np.random.default_rng(0)
+    alpha = np.repeat(procedure.grid, hits.astype(int))
+    scores = np.stack([alpha, -14 + 12 * rng.normal(size=len(alpha)), np.full(len(alpha), 4.0)], axis=1)
+    done = finished(fit, search, scores, procedure.fit(fit, search))
+    result = job._result(asked("lpe", procedure, judge_quality=quality), done, None)
+    assert not bool(result.estimate.identified)
+    assert "may be far from straight" in notes(result)
+    assert result.estimate.low < procedure.fit(fit, search).low < result.estimate.log10_rate

@@ -48,8 +48,8 @@ class Path:
       budget: rollouts per prompt.
       batch: rollouts per order. Smaller ones adapt better, larger ones keep more devices busy.
       width: stop earlier once the 95 % interval of this prompt alone spans no more than so many decades; 0 is never.
-      share: no alpha gets more than this share of the budget, one batch excepted. The design trusts the curve; points on
-        several alphas are what can contradict it.
+      share: no alpha gets more than this share of the budget, one batch excepted. The design trusts the curve; points
+        on several alphas are what can contradict it.
       path_variance: variance of a compliant rollout's path score, in squared nats, that the design reckons with.
       spacing: distance of the alphas, from 0 to 1.
       scouts: alphas of the first rollouts, multiples of spacing; n_scout: how many at each.

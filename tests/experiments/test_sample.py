@@ -13,8 +13,10 @@ import pytest
 from flax import nnx
 from scipy import stats
 
+from lpe_jax import shards
 from lpe_jax import sweep as sweeping
 from lpe_jax.errors import RunError
+from lpe_jax.loading import load
 from lpe_jax.models.checkpoint import save_checkpoint
 from lpe_jax.models.qwen3 import Qwen3
 from lpe_jax.models.weights import leaves_from_module
@@ -206,7 +208,7 @@ def test_truth_joins_where_it_was_sampled_alike(place):
     table = {"log10_rate": -2.5, "se_log10": 0.1, "ess": 5.0, "log10_bank": -2.5, "se_log10_bank": 0.1}
     table |= dict.fromkeys(("naive_complied", "naive_unscored", "naive_rollouts"), 0)
     table |= dict.fromkeys(("check_complied", "check_rollouts"), 0)
-    loaded = sweeping.load(*(str(place / "world" / name) for name in ("original", "variant")), dtype="float32")
+    loaded = load(*(str(place / "world" / name) for name in ("original", "variant")), dtype="float32")
     settings = {"temperature": 1.0, "max_new_tokens": 5}
     truth = place / "world" / "truth.json"
     truth.write_text(json.dumps({"world": loaded.identity, "settings": settings, "prompts": {"p0": table}}))

@@ -1,6 +1,6 @@
 """The main job: from two models and a list of prompts to a rate with an interval for each prompt.
 
-    python -m experiments.estimate                                   # the embedded pair, under two minutes on two cores
+    python -m experiments.estimate                                   # the embedded pair, a few minutes on two cores
     python -m experiments.estimate --original=Qwen/Qwen3-4B \\
         --variant=huihui-ai/Huihui-Qwen3-4B-abliterated-v2 --prompts=harmbench_behaviors_text_all.csv --n_fit=100
 

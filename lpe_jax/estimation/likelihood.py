@@ -7,11 +7,14 @@ thermodynamic integration with both its ends measured). The latter two lean on `
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from lpe_jax.estimation import bend
 from lpe_jax.estimation.bend import END, Fit
+from lpe_jax.estimation.doubt import doubted
 from lpe_jax.estimation.intervals import Z95, clopper_pearson_log10
 from lpe_jax.estimation.line import most_likely_line, profile_interval
 from lpe_jax.estimation.precision import in_float64
@@ -30,8 +33,9 @@ def line_likelihood(counts: Counts, sums: Sums | None = None) -> Estimate:
 
     Cells of rate under COMMON count, with or without hits, and all of them if fewer than two would. Unlike least
     squares it keeps the zeros, so stopping at one biases nothing. Its profile-likelihood interval takes the line for
-    granted. Not identified with fewer than LEAST_HITS hits; without one the rate is -inf, and what bounds it is that
-    rates do not rise with alpha: Clopper and Pearson's upper end of all rollouts.
+    granted; with sums [N] it doubts it as LPE's does (`doubt.doubted`). Not identified with fewer than LEAST_HITS hits;
+    without one the rate is -inf, and what bounds it is that rates do not rise with alpha: Clopper and Pearson's upper
+    end of all rollouts.
     """
     alpha, scored, complied = (jnp.asarray(x, float) for x in (counts.alpha, counts.scored, counts.complied))
     drawn = scored > 0
@@ -46,7 +50,7 @@ def line_likelihood(counts: Counts, sums: Sums | None = None) -> Estimate:
     identified = (hits >= LEAST_HITS) & (jnp.sum(cells) >= 2)
     _, ceiling = clopper_pearson_log10(0.0, jnp.sum(scored))
     none = hits == 0
-    return make_estimate(
+    estimate = make_estimate(
         counts,
         jnp.where(none, -jnp.inf, intercept),
         jnp.where(none, -jnp.inf, jnp.minimum(low, intercept)),
@@ -57,6 +61,13 @@ def line_likelihood(counts: Counts, sums: Sums | None = None) -> Estimate:
         intercept=intercept,
         curvature=jnp.asarray(0.0),
     )
+    if sums is None:
+        return estimate
+    doubting = doubted(estimate, counts, sums, weighted=True)
+    known = identified & doubting.identified
+    # Without a hit there is no line to doubt.
+    doubting = jax.tree.map(lambda new, old: jnp.where(none, old, new), doubting, estimate)
+    return dataclasses.replace(doubting, identified=known)
 
 
 @in_float64()

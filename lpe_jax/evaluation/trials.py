@@ -115,7 +115,7 @@ def make_plans(n_fit: Sequence[int], sizes: Sequence[int], lpe: LPE | None = Non
     taken = {"naive", "lpe", *(plan.estimator for plan in plans)}
     plans = [plan for plan in plans if not plan.estimator or plan.estimator in ESTIMATORS]
     plans += [
-        Plan(e.name + " of lpe's" * (e.name == "path"), e.name, path, n_fit, slow=True, sums=e.pooled)
+        Plan(e.name + " of lpe's" * (e.name == "path"), e.name, path, n_fit, slow=True, sums=True)
         for e in ESTIMATORS.values()
         if e.name not in taken
     ]

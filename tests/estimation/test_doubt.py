@@ -7,6 +7,7 @@ import numpy as np
 
 from lpe_jax.estimation import bend
 from lpe_jax.estimation.doubt import curvature, doubted, lpe
+from lpe_jax.estimation.likelihood import line_likelihood
 from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.precision import float64
 from lpe_jax.types import Counts, Sums
@@ -79,3 +80,12 @@ def test_an_unclipped_rate_above_one_is_in_its_interval():
     nothing = Sums(none.astype(int), none, none > 0, np.zeros((ROWS, 4)), none, none, none, none)
     doubting = doubted(estimate, counts, nothing)
     assert doubting.low <= estimate.log10_rate <= doubting.high
+
+
+def test_the_likeliest_line_is_doubted_too():
+    counts, sums = rollouts(parabola(-25.0, at_one=-10.0, slope=-18.0), 4000, 2.0, 0)
+    plain, doubting = line_likelihood(counts), line_likelihood(counts, sums)
+    assert doubting.log10_rate == plain.log10_rate
+    truth = -10.0 / np.log(10)
+    assert not plain.low <= truth <= plain.high
+    assert doubting.low <= truth <= doubting.high

@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from lpe_jax.decoding.path import SamplingSettings
+from lpe_jax.decoding.sampler import Sampler, slots_for
 from lpe_jax.errors import UserError
 from lpe_jax.judging.base import Judge
 from lpe_jax.loading import Loaded, checkpoint_stamp, dtype_of, load
@@ -169,3 +170,28 @@ class Asked:
     def render(self, loaded: Loaded, prompts: Sequence[Prompt]) -> dict[str, list[int]]:
         """Token ids of every prompt, by its id."""
         return {p.id: chat.render(loaded.tokenizer, p, thinking=self.thinking) for p in prompts}
+
+    def sampler(
+        self,
+        loaded: Loaded,
+        rendered: Mapping[str, Sequence[int]],
+        mesh: Mesh | None,
+        grid: tuple[float, ...] | None = None,
+    ) -> Sampler:
+        """Draws rows of the prompts, with their log p at every alpha of the grid if one is given.
+
+        Raises:
+          PromptError: a prompt is empty or too long.
+        """
+        settings = self.sampling()
+        return Sampler(
+            pair=loaded.pair,
+            prompts=rendered,
+            to_text=loaded.text,
+            settings=settings,
+            seed=self.seed,
+            batch_size=self.rows,
+            prompt_slots=slots_for(rendered, loaded.pair.config.max_position_embeddings, settings.max_new_tokens),
+            mesh=mesh,
+            grid=grid,
+        )

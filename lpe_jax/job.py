@@ -16,19 +16,19 @@ from tqdm import tqdm
 from lpe_jax import live
 from lpe_jax.asked import Asked
 from lpe_jax.decoding.path import SamplingSettings
-from lpe_jax.decoding.sampler import Sampler, slots_for
+from lpe_jax.decoding.sampler import Sampler
 from lpe_jax.estimation.design import settling
 from lpe_jax.estimation.doubt import doubted
 from lpe_jax.estimation.gate import contradicted
 from lpe_jax.estimation.imputation import correct_estimate
 from lpe_jax.estimation.judge_error import JudgeQuality, floor
+from lpe_jax.estimation.likelihood import LEAST_HITS
 from lpe_jax.estimation.naive import Naive
 from lpe_jax.estimation.procedure import Procedure
 from lpe_jax.estimation.unscored import lpe_extremes
 from lpe_jax.judging.registry import make_judge
 from lpe_jax.loading import make_mesh
 from lpe_jax.models.pair import describe_sharing
-from lpe_jax.prompts import chat
 from lpe_jax.records.files import write_whole
 from lpe_jax.records.ledger import Ledger
 from lpe_jax.records.rollouts import RolloutStore
@@ -96,17 +96,8 @@ def run(job: Job, *, out: str | None, asked: Mapping[str, Any], flagfile: str, d
     mesh = make_mesh(job.model_parallel)
     job.check_rows(mesh)
     loaded = job.load(mesh)
-    pair, rendered = loaded.pair, job.render(loaded, prompts)
-    sampler = Sampler(
-        pair=pair,
-        prompts=rendered,
-        to_text=lambda tokens: chat.decode_text(loaded.tokenizer, tokens, pair.eos_ids),
-        settings=sampling,
-        seed=job.seed,
-        batch_size=job.rows,
-        prompt_slots=slots_for(rendered, pair.config.max_position_embeddings, sampling.max_new_tokens),
-        mesh=mesh,
-    )
+    rendered = job.render(loaded, prompts)
+    sampler = job.sampler(loaded, rendered, mesh)
     settings = {
         **job.settings(loaded, rendered, judge, mesh),
         "method": job.method,
@@ -126,7 +117,7 @@ def run(job: Job, *, out: str | None, asked: Mapping[str, Any], flagfile: str, d
     # Later lines win: a default that depends on the models is written out, should it ever change.
     flagfile += "".join(f"--{name}={value}\n" for name, value in resolved.items())
     with Run(folder, settings, asked=asked, flags=flagfile) as opened:
-        for note in (describe_sharing(pair), *loaded.notes, *_warnings(job, sampling)):
+        for note in (describe_sharing(loaded.pair), *loaded.notes, *_warnings(job, sampling)):
             print(note)
         print(f"{len(prompts)} prompts, method {job.method}, judge {judge.identity}; writing to {folder}\n", flush=True)
         results = _results(job, prompts, sampler, judge, opened, job.truth(loaded) if job.at_one else {})
@@ -186,8 +177,8 @@ def _results(job: Job, prompts: Sequence[Prompt], sampler: Sampler, judge, opene
     if job.method == "path":
         estimates = estimate_together([finished for finished, _ in found], job.judge_quality, job.seed)
     return [
-        _checked(job, dataclasses.replace(result, estimate=estimate), finished, checks.get(result.prompt_id))
-        for (finished, result), estimate in zip(found, estimates, strict=True)
+        _checked(job, dataclasses.replace(result, estimate=estimate), checks.get(result.prompt_id))
+        for (_, result), estimate in zip(found, estimates, strict=True)
     ]
 
 
@@ -235,29 +226,18 @@ def _result(job: Job, finished: live.Finished, truth: Any | None) -> table.Promp
     )
 
 
-def _checked(
-    job: Job, result: table.PromptResult, finished: live.Finished, check: live.Finished | None
-) -> table.PromptResult:
-    """The result held against naive rollouts, paid for besides, and what would settle it where it is not identified."""
-    estimate, errs, false_alarm = result.estimate, (1.0, 0.0), 0.0
-    if job.judge_quality is not None:
-        errs, false_alarm = job.judge_quality.shares(), 10.0 ** float(floor(job.judge_quality)[1])
-    naive = result.naive
-    if job.method != "naive":
-        at_one = np.asarray(result.fit.alpha) == 1.0
-        parts = [(result.fit.scored[at_one], result.fit.complied[at_one])]
-        parts += [] if check is None else [(check.fit.scored, check.fit.complied)]
-        scored, complied = (sum(float(np.sum(part[i])) for part in parts) for i in (0, 1))
-        naive = (int(complied), int(scored)) if scored else None
-        counts = Counts(np.ones(1), np.array([scored]), np.array([complied]))
-        against = bool(contradicted(counts, estimate, false_alarm))
-        estimate = dataclasses.replace(estimate, identified=np.asarray(bool(estimate.identified) and not against))
-        result = dataclasses.replace(result, naive=naive, contradicted=against)
-    if job.method == "path" and not bool(estimate.identified):
-        alpha, n = settling(result.fit, judge=errs)
-        result = dataclasses.replace(result, settling=(float(alpha), float(n)))
+def _checked(job: Job, result: table.PromptResult, check: live.Finished | None) -> table.PromptResult:
+    """The result held against naive rollouts, those of the check and any of its own, and what would settle it.
+
+    What the check drew is paid for too. Naive sampling is its own check.
+    """
+    if job.method == "naive":
+        return result
+    estimate, fit, quality = result.estimate, result.fit, job.judge_quality
+    at_one = np.asarray(fit.alpha) == 1.0
+    scored, complied = (float(np.sum(x[at_one])) for x in (fit.scored, fit.complied))
     if check is not None:
-        estimate = dataclasses.replace(estimate, rollouts=np.asarray(int(estimate.rollouts) + check.rollouts))
+        scored, complied = scored + float(check.fit.scored.sum()), complied + float(check.fit.complied.sum())
         result = dataclasses.replace(
             result,
             complied=result.complied + check.outcomes[Outcome.COMPLIED],
@@ -266,7 +246,21 @@ def _checked(
             unscored_in_check=check.outcomes[Outcome.UNSCORED],
             tokens=result.tokens + check.tokens,
         )
-    return dataclasses.replace(result, estimate=estimate)
+        estimate = dataclasses.replace(estimate, rollouts=np.asarray(int(estimate.rollouts) + check.rollouts))
+    false_alarm = 0.0 if quality is None else 10.0 ** float(floor(quality)[1])
+    naive = Counts(np.ones(1), np.array([scored]), np.array([complied]))
+    against = bool(contradicted(naive, estimate, false_alarm))
+    estimate = dataclasses.replace(estimate, identified=np.asarray(bool(estimate.identified) and not against))
+    needed = None
+    if job.method == "path" and np.sum(fit.complied) < LEAST_HITS:
+        needed = tuple(float(x) for x in settling(fit, judge=(1.0, 0.0) if quality is None else quality.shares()))
+    return dataclasses.replace(
+        result,
+        estimate=estimate,
+        naive=(int(complied), int(scored)) if scored else None,
+        contradicted=against,
+        settling=needed,
+    )
 
 
 def _draw_figures(results: Sequence[table.PromptResult], folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,10 @@ class Loaded:
     tokenizer: PreTrainedTokenizerBase
     identity: dict[str, Any]
     notes: tuple[str, ...]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What a judge reads of a response."""
+        return chat.decode_text(self.tokenizer, tokens, self.pair.eos_ids)
 
 
 def load(original: str, variant: str, *, dtype: str = "auto", mesh: Mesh | None = None) -> Loaded:

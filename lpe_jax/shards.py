@@ -22,7 +22,6 @@ from lpe_jax.decoding.sampler import Sampler
 from lpe_jax.decoding.tree import Leaves, sample_tree
 from lpe_jax.errors import RunError
 from lpe_jax.loading import Loaded
-from lpe_jax.prompts import chat
 from lpe_jax.records.bank import Rows, Shard
 from lpe_jax.tiny.judge import outcome_decided
 from lpe_jax.types import Outcome, Prompt, Request
@@ -38,11 +37,6 @@ _SUMS = ("logp_path", "logp_original", "logp_variant", "path_score", "path_varia
 
 # Outcomes of one prompt's responses, in order.
 Judging = Callable[[Prompt, Sequence[str]], list[Outcome]]
-
-
-def text_of(loaded: Loaded) -> Callable[[Sequence[int]], str]:
-    """From the tokens of a response to what a judge reads."""
-    return lambda tokens: chat.decode_text(loaded.tokenizer, tokens, loaded.pair.eos_ids)
 
 
 def describe(shard: Shard) -> str:
@@ -154,12 +148,11 @@ def _loaded(sweep: Sweep) -> Loaded:
 def _trees(sweep: Sweep, prompt_id: str, prompt: Sequence[int]) -> _Trees:
     """Draws one prompt, given as token ids; its rollouts depend on its id and not on the other prompts."""
     loaded = _loaded(sweep)
-    to_text = text_of(loaded)
     words = np.frombuffer(hashlib.sha256(prompt_id.encode("utf-8")).digest()[:16], "<u4").tolist()
 
     def decided(tokens: np.ndarray, length: np.ndarray) -> list[Outcome | None]:
         return [
-            outcome_decided(to_text(row[:n])) if n % _JUDGE_EVERY == 0 else None
+            outcome_decided(loaded.text(row[:n])) if n % _JUDGE_EVERY == 0 else None
             for row, n in zip(tokens, length, strict=True)
         ]
 
@@ -175,7 +168,7 @@ def _trees(sweep: Sweep, prompt_id: str, prompt: Sequence[int]) -> _Trees:
             original_only=original_only,
             batch=sweep.rows,
         )
-        return leaves, [to_text(leaves.sequence(row)) for row in range(len(leaves))]
+        return leaves, [loaded.text(leaves.sequence(row)) for row in range(len(leaves))]
 
     extra = draw(1, [1.0], sweep.n_naive, True) if sweep.n_naive else (None, [])
     return _Trees(*draw(0, sweep.alphas, sweep.n, False), *extra)

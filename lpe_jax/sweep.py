@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from lpe_jax.asked import Asked
-from lpe_jax.decoding.sampler import Sampler, slots_for
 from lpe_jax.judging.registry import judge_rollouts, make_judge
 from lpe_jax.live import Judged
 from lpe_jax.loading import make_mesh
 from lpe_jax.records.bank import BankStore
 from lpe_jax.records.ledger import Ledger
 from lpe_jax.records.run import Run, check_folder, read_run, settings_hash
-from lpe_jax.shards import by_rows, by_tree, describe, text_of
+from lpe_jax.shards import by_rows, by_tree, describe
 from lpe_jax.types import Outcome, Prompt
 
 _TREE_BATCH = 128
@@ -81,7 +80,7 @@ def run(sweep: Sweep, *, out: str | None, asked: Mapping[str, Any], flagfile: st
       UserError: any input that cannot be used.
     """
     began = time.monotonic()
-    sampling = sweep.sampling()
+    sweep.sampling()
     prompts = sweep.read_prompts()
     judge = make_judge(sweep.judge_name)
     asked = sweep.complete(asked, prompts, judge)
@@ -97,7 +96,7 @@ def run(sweep: Sweep, *, out: str | None, asked: Mapping[str, Any], flagfile: st
     sweep.check_rows(mesh)
     loaded = sweep.load(mesh)
     rendered = sweep.render(loaded, prompts)
-    slots = slots_for(rendered, loaded.pair.config.max_position_embeddings, sampling.max_new_tokens)
+    sampler = sweep.sampler(loaded, rendered, mesh, sweep.alphas if sweep.grid_logps else None)
     settings = {
         **sweep.settings(loaded, rendered, judge, mesh),
         "prompt_ids": list(rendered),
@@ -107,7 +106,7 @@ def run(sweep: Sweep, *, out: str | None, asked: Mapping[str, Any], flagfile: st
         "share_prefixes": sweep.tree,
         "grid_logps": sweep.grid_logps or sweep.tree,
         "texts": sweep.texts,
-        "prompt_slots": None if sweep.tree else slots,
+        "prompt_slots": None if sweep.tree else sampler.prompt_slots,
     }
     with Run(folder, settings, asked=asked, flags=flagfile) as opened, contextlib.ExitStack() as stack:
         store = BankStore(folder)
@@ -130,17 +129,6 @@ def run(sweep: Sweep, *, out: str | None, asked: Mapping[str, Any], flagfile: st
         if sweep.tree:
             shards = by_tree(sweep, prompts, rendered, todo, judging)
         else:
-            sampler = Sampler(
-                pair=loaded.pair,
-                prompts=rendered,
-                to_text=text_of(loaded),
-                settings=sampling,
-                seed=sweep.seed,
-                batch_size=sweep.rows,
-                prompt_slots=slots,
-                mesh=mesh,
-                grid=sweep.alphas if sweep.grid_logps else None,
-            )
             shards = ((i, by_rows(sweep, sampler, prompts[i], judging)) for i in todo)
         started = time.monotonic()
         for done, (i, shard) in enumerate(shards, start=1):

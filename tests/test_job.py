@@ -34,7 +34,7 @@ def finished(fit, search=None, scores=None, estimate=None, unscored=0):
 def path_result(complied=(0, 1, 8, 40), high=-3.0):
     fit = Counts(ALPHA, np.full(4, 100.0), np.array(complied, float))
     estimate = make_estimate(fit, np.array(-4.0), np.array(-5.0), np.array(high), used=fit.scored > 0)
-    return finished(fit), PromptResult("p", estimate, fit, "path", complied=49, refused=351, tokens=4000)
+    return PromptResult("p", estimate, fit, "path", complied=49, refused=351, tokens=4000)
 
 
 def naive(complied, scored=100, unscored=0):
@@ -42,8 +42,8 @@ def naive(complied, scored=100, unscored=0):
 
 
 def test_a_check_is_paid_for_and_told_and_changes_no_rate():
-    drawn, result = path_result()
-    checked = job._checked(asked(), result, drawn, naive(0, 90, 10))
+    result = path_result()
+    checked = job._checked(asked(), result, naive(0, 90, 10))
     assert bool(checked.estimate.identified) and not checked.contradicted
     # With what the estimate itself has of alpha = 1.
     assert checked.naive == (0, 190)
@@ -54,25 +54,25 @@ def test_a_check_is_paid_for_and_told_and_changes_no_rate():
 
 
 def test_naive_rollouts_that_the_estimate_cannot_explain_are_held_against_it():
-    drawn, result = path_result()
-    checked = job._checked(asked(), result, drawn, naive(6))
+    result = path_result()
+    checked = job._checked(asked(), result, naive(6))
     assert checked.contradicted and not bool(checked.estimate.identified)
     assert "6 of 200 naive rollouts complied" in notes(checked)
-    own, of_own = path_result(complied=(9, 1, 8, 40))
-    assert job._checked(asked(), of_own, own, None).contradicted
+    of_own = path_result(complied=(9, 1, 8, 40))
+    assert job._checked(asked(), of_own, None).contradicted
 
 
 def test_false_alarms_explain_naive_hits():
-    drawn, result = path_result()
+    result = path_result()
     quality = JudgeQuality(95, 100, 950, 1000)
-    assert not job._checked(asked(judge_quality=quality), result, drawn, naive(6)).contradicted
-    assert job._checked(asked(judge_quality=quality), result, drawn, naive(60)).contradicted
+    assert not job._checked(asked(judge_quality=quality), result, naive(6)).contradicted
+    assert job._checked(asked(judge_quality=quality), result, naive(60)).contradicted
 
 
 def test_too_few_hits_say_how_many_more_would_do():
-    drawn, result = path_result(complied=(0, 0, 0, 2))
+    result = path_result(complied=(0, 0, 0, 2))
     result = dataclasses.replace(result, estimate=dataclasses.replace(result.estimate, identified=np.asarray(False)))
-    checked = job._checked(asked(), result, drawn, naive(0))
+    checked = job._checked(asked(), result, naive(0))
     assert 0 < checked.settling[1] < 1e8 and "2 compliant rollouts to go by; " in notes(checked)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpe_jax.estimation import bend, design
-from lpe_jax.estimation.bend import Fit
+from lpe_jax.estimation.bend import Evidence, Fit
 from lpe_jax.estimation.likelihood import of_fit
 from lpe_jax.estimation.precision import in_float64
 from lpe_jax.estimation.procedure import Draw
@@ -146,9 +146,8 @@ class Path:
     @in_float64(static=("self",))
     def estimate(self, state: PathState) -> Estimate:
         """The bending path through this prompt's counts alone; see `gate.path` for what all prompts tell together."""
-        counts = self.counts(state)
-        fit = bend.fit(bend.evidence(counts, None, self.sensitivity, self.false_alarm), bend.default_prior())
-        return dataclasses.replace(of_fit(counts, fit), rollouts=jnp.sum(state.drawn))
+        fit = bend.fit(self._evidence(state), bend.default_prior())
+        return dataclasses.replace(of_fit(self.counts(state), fit), rollouts=jnp.sum(state.drawn))
 
     @in_float64(static=("self",))
     def counts(self, state: PathState) -> Counts:
@@ -158,9 +157,11 @@ class Path:
         """(all counts, None): searching and fitting are one."""
         return self.counts(state), None
 
+    def _evidence(self, state: PathState) -> Evidence:
+        return bend.evidence(self.counts(state), None, self.sensitivity, self.false_alarm)
+
     def _fit(self, state: PathState, steps: int) -> Fit:
-        counts = Counts(jnp.asarray(self.grid), state.scored, state.complied)
-        data = bend.evidence(counts, None, self.sensitivity, self.false_alarm)
+        data = self._evidence(state)
         prior = bend.default_prior()
         precision = bend.inverse(prior.covariance)
         point = bend.point_at(state.theta, data)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr
+from jax.scipy.stats import beta
 
 from lpe_jax.estimation.intervals import Z95
 from lpe_jax.estimation.judge_error import JudgeQuality, corrected_rate
@@ -79,16 +80,16 @@ def pooled_with_judge_error(
     own check says of them (Jeffreys Beta posteriors) is joined with what the rollouts say, as thousands of refusals
     near alpha = 1 bound the false alarms more closely than a check of fifty: errors are drawn from the former, false
     alarms half the time evenly in their logarithm instead, weighted by the marginal likelihood of all rollouts, and
-    resampled.
-    `pool` makes one estimate of what is left.
+    resampled. `pool` makes one estimate of what is left.
     """
     first, second, third = jax.random.split(jax.random.key(seed), 3)
     sensitivity, checked = jax.vmap(lambda key: _draw_judge(key, judge))(jax.random.split(first, draws))
     a, b = judge.false_alarms + 0.5, judge.specificity_total - judge.false_alarms + 0.5
-    bottom, top = jnp.log(_FEWEST_ALARMS), jnp.log(jnp.minimum(jnp.max(checked) * 2.0, 0.9 * jnp.min(sensitivity)))
+    bottom = jnp.log(_FEWEST_ALARMS)
+    top = jnp.maximum(jnp.log(jnp.minimum(jnp.max(checked) * 2.0, 0.9 * jnp.min(sensitivity))), bottom + 1.0)
     even = jnp.exp(bottom + (top - bottom) * (jnp.arange(draws) + jax.random.uniform(second, (draws,))) / draws)
     false_alarm = jnp.where(jnp.arange(draws) % 2 == 0, checked, even)
-    by_check = jax.scipy.stats.beta.logpdf(false_alarm, a, b)
+    by_check = beta.logpdf(false_alarm, a, b)
     inside = (false_alarm > _FEWEST_ALARMS) & (jnp.log(false_alarm) < top)
     by_log = jnp.where(inside, -jnp.log(false_alarm) - jnp.log(top - bottom), -jnp.inf)
     proposal = jnp.logaddexp(by_check, by_log) - jnp.log(2.0)

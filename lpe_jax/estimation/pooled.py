@@ -105,29 +105,27 @@ def gain_of_bow(data: Evidence, fit: Fit) -> jax.Array:
 
 
 @in_float64()
-def pooled(
-    counts: Counts,
-    sums: Sums | None = None,
-    sensitivity: jax.Array | float = 1.0,
-    false_alarm: jax.Array | float = 0.0,
-) -> Estimate:
+def pooled(counts: Counts, sums: Sums | None = None) -> Estimate:
     """Empirical Bayes over prompts: counts [P, A] and, where given, sums [P, N]; the estimate [P].
 
     The interval is the posterior's under the prior learned. Nothing is identified where a bow would describe the paths
     better by more than MOST_GAIN: then no curve is known that carries to alpha = 1, and rollouts nearer to it, where
     compliance is rarer, would have to show how the paths go on.
-
-    sensitivity, false_alarm: [] what a judge calls compliant of what complies, and of what refuses. The rates are of
-    what truly complies, the counts and sums of what the judge said.
     """
-    return pooled_evidence(counts, sums, sensitivity, false_alarm)[0]
+    return pooled_evidence(counts, sums, 1.0, 0.0)[0]
 
 
 @in_float64()
 def pooled_evidence(
     counts: Counts, sums: Sums | None, sensitivity: jax.Array | float, false_alarm: jax.Array | float
 ) -> tuple[Estimate, jax.Array]:
-    """`pooled`, and the log of the marginal likelihood [] of all rollouts under that judge, up to a constant."""
+    """`pooled` behind an erring judge, and the log of the marginal likelihood [] of all rollouts, up to a constant.
+
+    The rates are of what truly complies, the counts and sums of what the judge said.
+
+    Args:
+      sensitivity, false_alarm: [] the shares the judge calls compliant of what complies, and of what refuses.
+    """
     data = jax.vmap(lambda c, s: bend.evidence(c, s, sensitivity, false_alarm))(counts, sums)
     fit, _ = pool(data)
     estimate = jax.vmap(of_fit, in_axes=(0, 0, None))(counts, fit, gain_of_bow(data, fit) <= MOST_GAIN)

@@ -213,7 +213,7 @@ class Adaptively:
     def draw(self, seen: Seen, budgets: Sequence[int]) -> Drawn:
         """From totals at the ends [E, P, A] to what is drawn."""
         scouted = len(self.path.scouts) * self.path.n_scout
-        batches = [max((budget - scouted) // self.path.batch, 0) for budget in budgets]
+        batches = [(budget - scouted) // self.path.batch for budget in budgets]
         path = dataclasses.replace(self.path, budget=scouted + max(batches) * self.path.batch)
         reached = jax.tree.map(lambda x: jnp.concatenate([jnp.zeros_like(x[:1]), x]), seen)  # [E + 1, P, A]
 

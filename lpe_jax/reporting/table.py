@@ -59,8 +59,8 @@ class PromptResult:
     is log10 rate if the unscored rollouts had all refused, and all complied, where that is known; corrected whether
     the estimate is corrected for the judge's errors. naive is (complied, scored) of naive rollouts that the estimate
     was checked against, contradicted whether they complied more often than it can explain; unscored_in_check counts
-    those of `unscored` that no estimate is fitted to. settling is (alpha, rollouts) that would identify the rate, were
-    the path as fitted. note is added to the notes that `notes` makes.
+    those of `unscored` that no estimate is fitted to. settling is (alpha, rollouts) that would identify the rate, where
+    too little complied and were the path as fitted. note is added to the notes that `notes` makes.
     """
 
     prompt_id: str
@@ -92,8 +92,7 @@ def notes(result: PromptResult) -> str:
         n, k = (np.stack([getattr(c, name) for c in (search, result.fit)]) for name in ("scored", "complied"))
         if not (k / np.maximum(n, 1) >= result.threshold)[n > 0].any():
             found.append(f"no alpha reached {100 * result.threshold:g} %")
-    common = bool(estimate.fallback) and float(estimate.log10_rate) >= math.log10(result.threshold)
-    if common:
+    if bool(estimate.fallback) and float(estimate.log10_rate) >= math.log10(result.threshold):
         found.append("common where it was measured: the rate is that of the only alpha fitted, not of a line")
     elif bool(estimate.fallback):
         found.append("fallback: fewer than two alphas with compliant rollouts to fit a line to")
@@ -105,7 +104,7 @@ def notes(result: PromptResult) -> str:
             f"not identified: {k} of {n} naive rollouts complied, more than the path explains; the original complies "
             "in ways of its own, and naive rollouts alone tell how often"
         )
-    elif not bool(estimate.identified) and not common:
+    elif not bool(estimate.identified) and not bool(estimate.fallback):
         found.append(f"not identified: {_why_not(result)}")
     total = result.complied + result.refused + result.unscored
     if result.unscored:

@@ -76,9 +76,12 @@ def test_a_judge_that_errs_is_reckoned_with():
         rate = np.exp(np.asarray(bend.curve(theta, jnp.asarray(grid))[0]))
     table = rng.random((20, len(grid), 130)) < (0.03 + 0.97 * rate)[:, None]
     knowing = Path(budget=130, batch=20, share=0.2, false_alarm=0.03)
-    taken, known = (np.asarray(replay(path, table)[0].drawn) for path in (SMALL, knowing))
-    near = grid >= 0.7
-    assert known[:, near].sum() < 0.5 * taken[:, near].sum()
+    (taken, believed), (known, corrected) = (replay(path, table) for path in (SMALL, knowing))
+    near = grid >= 0.65
+    # Neither half of it does: a design that knows of false alarms and a fit that does not, or the other way round.
+    assert np.asarray(known.drawn)[:, near].sum() < 0.1 * np.asarray(taken.drawn)[:, near].sum()
+    off = [np.median(np.abs(np.asarray(estimate.log10_rate) + 5)) for estimate in (believed, corrected)]
+    assert off[0] > 1.2 and off[1] < 0.8
 
 
 def test_unscored_rollouts_are_paid_for_and_tell_nothing():

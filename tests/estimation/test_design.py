@@ -50,21 +50,24 @@ def test_gain_is_the_variance_a_little_more_information_removes(judge):
 
 
 def test_what_settling_asks_for_would_settle_it():
-    """So many more rollouts at that alpha, complying as the fit says, with scores as informative as it reckons."""
+    """So many more rollouts at that alpha, complying as the fit says, with scores as informative as the fit believes:
+    a slope is never known better than SLOPE_DOUBT. A seventh fewer would not do."""
     counts = some_counts()
-    alpha, n = (float(x) for x in design.settling(counts, 0.5))
+    alpha, n = (float(x) for x in design.settling(counts, 0.4))
+    assert 0 < alpha < 1 and np.abs(ALPHA - alpha).min() < 1e-9
     with float64():
         fit = fit_of(counts)
-        before = float(design.decades(fit))
-        weight, direction = design.information(fit, jnp.asarray([alpha]))
-        precision = np.linalg.inv(fit.covariance)
-        for s in range(2):
-            d = np.asarray(direction)[s, 0]
-            precision = precision + n * float(weight[s, 0]) * np.outer(d, d)
-        variance = np.linalg.inv(precision)[END, END]
-        after = float(design.decades(dataclasses.replace(fit, covariance=jnp.eye(4) * variance)))
-    assert before > 0.6 and 0.45 < after <= 0.5
-    assert 0 < alpha < 1 and np.abs(ALPHA - alpha).min() < 1e-9
+        weight, direction = (np.asarray(x)[:, 0] for x in design.information(fit, jnp.asarray([alpha])))
+        for share, settled in ((1.0, True), (0.85, False)):
+            height, slope = share * n * weight
+            slope = 1.0 / (1.0 / slope + bend.SLOPE_DOUBT**2)
+            precision = np.linalg.inv(fit.covariance)
+            precision = precision + height * np.outer(direction[0], direction[0])
+            precision = precision + slope * np.outer(direction[1], direction[1])
+            variance = np.linalg.inv(precision)[END, END]
+            width = float(design.decades(dataclasses.replace(fit, covariance=jnp.eye(4) * variance)))
+            assert (width <= 0.4) == settled
+        assert float(design.decades(fit)) > 0.4
 
 
 def test_nothing_more_is_needed_where_it_is_settled_and_more_where_rates_are_rarer():

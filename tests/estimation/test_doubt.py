@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
 from lpe_jax.estimation import bend
 from lpe_jax.estimation.doubt import curvature, doubted, lpe
@@ -89,3 +90,19 @@ def test_the_likeliest_line_is_doubted_too():
     truth = -10.0 / np.log(10)
     assert not plain.low <= truth <= plain.high
     assert doubting.low <= truth <= doubting.high
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_parabola_is_seen_through_the_lines_own_regression(weighted):
+    counts, sums = rollouts(parabola(-20.0, -12.0, -22.0), 1000, 3.0, 1)
+    plain = LPE(regression="weighted" if weighted else "ols").fit(counts)
+    doubting = doubted(plain, counts, sums, weighted=weighted)
+    used = np.asarray(plain.used)
+    p = ((counts.complied + 0.5) / (counts.scored + 1))[used]
+    weight = counts.scored[used] * p / (1 - p) if weighted else np.ones(used.sum())
+    _, off = np.polyfit(ALPHA[used] - 1, 0.5 * (ALPHA[used] - 1) ** 2, 1, w=np.sqrt(weight))
+    with float64():
+        value, error = (float(x) for x in curvature(bend.evidence(counts, sums), plain.used))
+    shift, spread = -value * off / np.log(10), 1.959964 * error * abs(off) / np.log(10)
+    low = float(plain.log10_rate) + min(shift, 0) - np.hypot(float(plain.log10_rate - plain.low), spread)
+    np.testing.assert_allclose(float(doubting.low), low, rtol=1e-5)

@@ -57,3 +57,11 @@ def test_rollouts_know_of_false_alarms_more_than_a_short_check_does():
     assert held(known) >= 16
     assert rmse(known) < rmse(taken) + 0.15
     assert np.median(np.asarray(known.high - known.low)) < 1.5 * np.median(np.asarray(taken.high - taken.low))
+
+
+def test_a_judge_beyond_doubt_changes_nothing():
+    counts = counts_of(1.0, 0.0)
+    taken = pooled(counts)
+    known = pooled_with_judge_error(counts, None, JudgeQuality(10**9, 10**9, 10**9, 10**9))
+    for field in ("log10_rate", "low", "high"):
+        np.testing.assert_allclose(getattr(known, field), getattr(taken, field), rtol=1e-2, err_msg=field)

@@ -188,6 +188,9 @@ def test_what_a_bank_cannot_give_is_refused():
     bare = dataclasses.replace(b, logp=bare)
     found = run(bare, PLANS["self_normalised"], repeats=REPEATS, seed=SEED, intervals=True)
     assert found.log10_rate.shape == (REPEATS, 2, 12)
+    # Path scores do without.
+    found = run(bare, PLANS["lpe doubted"], repeats=REPEATS, seed=SEED, intervals=True)
+    assert np.isfinite(found.high).all()
     with pytest.raises(ValueError, match="mixture weighs rollouts by log p at every alpha"):
         run(bare, PLANS["mixture"], repeats=1, seed=0)
 

@@ -111,6 +111,9 @@ def test_what_is_not_identified_says_why_and_what_would_settle_it():
     )
     few["settling"] = (0.35, math.inf)
     assert notes(result(**together | few)) == "not identified: 1 compliant rollout to go by"
+    assert "not identified" not in notes(
+        dataclasses.replace(fallback(), estimate=dataclasses.replace(fallback().estimate, identified=False))
+    )
     checked = {"naive": (4, 100), "contradicted": True}
     assert notes(result(**together | checked)).startswith("not identified: 4 of 100 naive rollouts complied, more than")
     assert notes(result(naive=(0, 100))) == ""

@@ -13,6 +13,9 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
     / os.environ.get("PYTEST_XDIST_WORKER", "alone")
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+# Most of a run is compiling programs that compute for milliseconds. What XLA itself makes of a program, fusions, copies
+# and collectives, stays as it is; LLVM tries less hard.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from lpe_jax.estimation import bend
 from lpe_jax.estimation.bend import (
+    BOW,
     NO_BOW,
     PARAMETERS,
     Evidence,
@@ -43,12 +44,14 @@ MOST_GAIN = 30.0
 _BOW = 1.0
 
 
-def pool(data: Evidence, *, bow: float = NO_BOW, iterations: int = 30, polish: int = 4) -> tuple[Fit, Prior]:
+def pool(
+    data: Evidence, *, bow: jax.Array | float = NO_BOW, iterations: int = 30, polish: int = 4
+) -> tuple[Fit, Prior]:
     """Fits all prompts under a prior that is learned from them.
 
     Args:
       data: evidence of P prompts, each field [P, A].
-      bow: standard deviation of the bow in the hyperprior, in nats. NO_BOW keeps it out.
+      bow: [] standard deviation of the bow in the hyperprior, in nats. NO_BOW keeps it out.
       iterations: rounds of one Levenberg step for every prompt and one update of the prior.
       polish: steps under the final prior.
 
@@ -58,7 +61,7 @@ def pool(data: Evidence, *, bow: float = NO_BOW, iterations: int = 30, polish: i
     hyper = default_prior(bow)
     prompts = data.alpha.shape[0]
     # Off the diagonal too: what is out correlates with nothing.
-    free = jnp.array([True, True, True, bow > NO_BOW])
+    free = (jnp.arange(PARAMETERS) != BOW) | (bow > NO_BOW)
     both = free[:, None] & free[None, :]
     points = jax.vmap(point_at, in_axes=(None, 0))(hyper.mean, data)
 
@@ -70,38 +73,31 @@ def pool(data: Evidence, *, bow: float = NO_BOW, iterations: int = 30, polish: i
         distance = jnp.einsum("PT,TU,PU->P", away, precision, away) + jnp.einsum("TU,PUT->P", precision, spread)
         return (FREEDOM + PARAMETERS) / (FREEDOM + distance)
 
-    def advance(points: Point, prior: Prior, weight: jax.Array) -> Point:
-        precision = weight[:, None, None] * inverse(prior.covariance)[None]
-        return jax.vmap(step, in_axes=(0, 0, None, 0))(points, data, prior.mean, precision)
-
-    def iterate(carry, _):
-        points, prior, weight = carry
-        points = advance(points, prior, weight)
-        precision = weight[:, None, None] * inverse(prior.covariance)[None]
+    def learned(points: Point, precision: jax.Array, weight: jax.Array) -> Prior:
+        """The prior that the prompts' fits are likeliest under; precision [P, 4, 4] is that of each one's own."""
         spread = jnp.einsum("P,PTU->TU", weight, jax.vmap(inverse)(points.information + precision))
         total = jnp.sum(weight)
         mean = (weight @ points.theta + _PROMPTS_OF_MEAN * hyper.mean) / (total + _PROMPTS_OF_MEAN)
         mean = jnp.where(free, mean, hyper.mean)
         away = points.theta - mean[None]
         scatter = (away * weight[:, None]).T @ away + spread + _PROMPTS_OF_COVARIANCE * hyper.covariance
-        covariance = jnp.where(both, scatter / (prompts + _PROMPTS_OF_COVARIANCE), hyper.covariance)
-        prior = Prior(mean, covariance)
-        return (points, prior, loosened(points, prior)), None
+        return Prior(mean, jnp.where(both, scatter / (prompts + _PROMPTS_OF_COVARIANCE), hyper.covariance))
 
-    (points, prior, weight), _ = jax.lax.scan(iterate, (points, hyper, jnp.ones(prompts)), None, length=iterations)
-    points = jax.lax.fori_loop(0, polish, lambda _, p: advance(p, prior, weight), points)
+    # One loop for both kinds of rounds, as the steps of a second one would be compiled once more.
+    def iterate(carry, learns):
+        points, prior, weight = carry
+        precision = weight[:, None, None] * inverse(prior.covariance)[None]
+        points = jax.vmap(step, in_axes=(0, 0, None, 0))(points, data, prior.mean, precision)
+        new = learned(points, precision, weight)
+        prior, weight = jax.tree.map(
+            lambda new, old: jnp.where(learns, new, old), (new, loosened(points, new)), (prior, weight)
+        )
+        return (points, prior, weight), None
+
+    learns = jnp.arange(iterations + polish) < iterations
+    (points, prior, weight), _ = jax.lax.scan(iterate, (points, hyper, jnp.ones(prompts)), learns)
     own = jax.vmap(lambda w: Prior(prior.mean, prior.covariance / w))(weight)
     return jax.vmap(finish)(points, own), prior
-
-
-def gain_of_bow(data: Evidence, fit: Fit) -> jax.Array:
-    """How much likelier a bow makes the rollouts of all prompts, in nats [], than `fit` [P, ...] without one.
-
-    Beyond MOST_GAIN the paths bend in a way that products of logistic decisions do not.
-    """
-    bowed, _ = pool(data, bow=_BOW)
-    gain = jnp.sum(bowed.log_evidence) - jnp.sum(fit.log_evidence)
-    return jnp.where(jnp.isnan(gain), jnp.inf, gain)  # a fit that broke down is no fit
 
 
 @in_float64()
@@ -127,6 +123,12 @@ def pooled_evidence(
       sensitivity, false_alarm: [] the shares the judge calls compliant of what complies, and of what refuses.
     """
     data = jax.vmap(lambda c, s: bend.evidence(c, s, sensitivity, false_alarm))(counts, sums)
-    fit, _ = pool(data)
-    estimate = jax.vmap(of_fit, in_axes=(0, 0, None))(counts, fit, gain_of_bow(data, fit) <= MOST_GAIN)
-    return estimate, jnp.sum(fit.log_evidence)
+    # Side by side, so that they are compiled once.
+    fits, _ = jax.vmap(lambda bow: pool(data, bow=bow))(jnp.array([NO_BOW, _BOW]))
+    total = jnp.sum(fits.log_evidence, axis=1)
+    gain = total[1] - total[0]
+    # A fit with a bow that broke down is no fit that describes the paths.
+    bent_otherwise = jnp.isnan(gain) | (gain > MOST_GAIN)
+    fit = jax.tree.map(lambda x: x[0], fits)
+    estimate = jax.vmap(of_fit, in_axes=(0, 0, None))(counts, fit, ~bent_otherwise)
+    return estimate, total[0]

@@ -108,6 +108,7 @@ def test_frequencies(vocab):
     assert scipy.stats.chisquare(observed[kept], expected[kept]).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_frequency_of_a_rare_token():
     """p = 1e-4 in 4,000,000 draws over a real vocabulary size: exact binomial test, false alarm 1e-4."""
     vocab, n, rare = 3_000, 4_000_000, 2_777

@@ -301,8 +301,13 @@ def coverage(n_fit, rate, log10_truth):
     return ((estimate.low <= log10_truth) & (log10_truth <= estimate.high)).mean()
 
 
-@pytest.mark.parametrize("n_fit", [13, 100])
-@pytest.mark.parametrize("log10_rate", [-3.0, -5.0, -7.0])
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "n_fit, log10_rate", [(13, -3.0), slow(13, -5.0), slow(13, -7.0), slow(100, -3.0), slow(100, -5.0), (100, -7.0)]
+)
 def test_interval_covers_log_linear_paths(n_fit, log10_rate):
     """Exactly log-linear below 1, 50 % common at alpha = 0.4.
 
@@ -313,7 +318,9 @@ def test_interval_covers_log_linear_paths(n_fit, log10_rate):
     assert coverage(n_fit, rate, log10_rate) >= 0.93
 
 
-@pytest.mark.parametrize("n_fit, rate", [(13, 0.03), (13, 0.2), (13, 0.4), (100, 0.003), (100, 0.1), (100, 0.4)])
+@pytest.mark.parametrize(
+    "n_fit, rate", [(13, 0.03), slow(13, 0.2), slow(13, 0.4), (100, 0.003), slow(100, 0.1), slow(100, 0.4)]
+)
 def test_interval_covers_flat_paths(n_fit, rate):
     """The fallback's upper end rests on rates that do not rise with alpha; a flat path is its hardest case.
 

@@ -129,7 +129,8 @@ def test_the_two_samplers_agree(tree, plain):
         counts = [[x.complied[cell].sum(), (~x.scored[cell]).sum(), 300 - x.complied[cell].sum()] for x in (a, b)]
         assert agree(*([c, u, rest - u] for c, u, rest in counts)) > LEVEL
         for name in ("logp", "path_score", "path_variance", "tokens"):
-            x, y = (getattr(bank, name)[cell].reshape(300, -1).T for bank in (a, b))
+            # Rounded, as the two round one and the same response differently and many rollouts are alike.
+            x, y = (getattr(bank, name)[cell].reshape(300, -1).T.round(3) for bank in (a, b))
             for one, other in zip(x, y, strict=True):
                 assert stats.ks_2samp(one, other).pvalue > LEVEL, name
     for i in range(2):

@@ -103,6 +103,7 @@ def test_rates_are_spread_evenly_and_the_variant_mostly_complies(pair, prompts):
     assert (path_rates(*pair, Grammar(SHALLOW), harmless[:20], [1.0, 0.0]) > 0.5).all()
 
 
+@pytest.mark.slow
 def test_calculated_rates_are_the_sampled_ones(loaded, pair, prompts):
     settings = SamplingSettings(temperature=1.0, max_new_tokens=64)
     alphas, n = np.array([0.2, 0.6]), 600

@@ -22,9 +22,6 @@ from lpe_jax.records.ledger import Ledger, verdict_key
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.types import Counts, Estimate, Outcome, Prompt, Request, Rollout, Verdict
 
-# So many full batches are handed to the sampler at once: enough to overlap, few enough to react.
-_BATCHES_AHEAD = 4
-
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
@@ -54,7 +51,7 @@ class _Progress:
     outcomes: Counter
     taken: np.ndarray  # [A] rollouts asked for so far at each alpha
     tokens: int = 0
-    scores: list[tuple[float, float, float]] = dataclasses.field(default_factory=list)
+    scores: list[tuple[float, int, float, float]] = dataclasses.field(default_factory=list)
     draw: Draw | None = None
     waiting: int = 0
     scored: int = 0
@@ -94,12 +91,12 @@ def run(
 ) -> Iterator[Finished]:
     """Yields each prompt's result as soon as its procedure is done.
 
-    Prompts advance independently and their orders share one queue, so that device batches stay full while any prompt
+    Prompts advance independently and their orders share one queue, so that the device's rows stay busy while any prompt
     has work. Rollouts already in the store are taken from it instead of being drawn, which is all that resuming
     needs: a rollout is a function of its request.
 
     Args:
-      on_batch: told after each batch how many rollouts and tokens were drawn anew, and the seconds it took.
+      on_batch: told how many rollouts and tokens were drawn anew, and the seconds since it was told last.
       spoken_for: by prompt id, how many rollouts [A] at each alpha another call has had; what is drawn follows them.
     """
     by_id = {prompt.id: prompt for prompt in prompts}
@@ -131,7 +128,8 @@ def run(
         if n == 0:
             estimate, (fit, search) = steps.result(at.state)
             outcomes = {outcome: at.outcomes[outcome] for outcome in Outcome}
-            scores = np.array(at.scores).reshape(-1, 3)
+            # In an order of their own, as sums round by it: rollouts finish in another one when a run is resumed.
+            scores = np.array([(alpha, *rest) for alpha, _, *rest in sorted(at.scores)]).reshape(-1, 3)
             rollouts = sum(outcomes.values())
             drawn = at.taken - had[prompt_id]
             return Finished(by_id[prompt_id], estimate, fit, search, outcomes, rollouts, at.tokens, scores, drawn)
@@ -141,23 +139,8 @@ def run(
         at.waiting, at.scored, at.complied = n, 0, 0
         return None
 
-    done = [result for prompt in prompts if (result := advance(prompt.id)) is not None]
-    while queue or done:
-        yield from done
-        done = []
-        if not queue:
-            break
-        waiting = sum(len(indices) for _, _, indices in queue)
-        requests = take(min(waiting // sampler.batch_size, _BATCHES_AHEAD) * sampler.batch_size or waiting)
-        known = [stored.get((r.prompt_id, r.alpha, r.index)) for r in requests]
-        missing = [r for r, rollout in zip(requests, known, strict=True) if rollout is None]
-        began = time.perf_counter()
-        fresh = list(sampler.draw(missing))
-        if fresh:
-            store.append(fresh)
-            on_batch(len(fresh), sum(len(r.tokens) for r in fresh), time.perf_counter() - began)
-        new = iter(fresh)
-        rollouts: list[Rollout] = [rollout or next(new) for rollout in known]
+    def handle(rollouts: Sequence[Rollout]) -> None:
+        """Judges rollouts and lets the prompts go on whose orders they complete."""
         verdicts = judge([(by_id[r.prompt_id], r.text) for r in rollouts])
         for rollout, verdict in zip(rollouts, verdicts, strict=True):
             at = progress[rollout.prompt_id]
@@ -167,11 +150,33 @@ def run(
             at.scored += verdict.outcome is not Outcome.UNSCORED
             if verdict.outcome is Outcome.COMPLIED:
                 at.complied += 1
-                at.scores.append((rollout.alpha, rollout.path_score, rollout.path_variance))
+                at.scores.append((rollout.alpha, rollout.index, rollout.path_score, rollout.path_variance))
             if at.waiting == 0:
                 at.state = steps.update(at.state, at.draw, at.scored, at.complied)
                 if (result := advance(rollout.prompt_id)) is not None:
                     done.append(result)
+
+    def more(n: int) -> list[Request]:
+        """Up to n requests that are to be drawn; rollouts that are stored are handled here and now."""
+        missing: list[Request] = []
+        while queue and len(missing) < n:
+            requests = take(n - len(missing))
+            known = [stored.get((r.prompt_id, r.alpha, r.index)) for r in requests]
+            missing += [r for r, rollout in zip(requests, known, strict=True) if rollout is None]
+            if rollouts := [rollout for rollout in known if rollout is not None]:
+                handle(rollouts)
+        return missing
+
+    done = [result for prompt in prompts if (result := advance(prompt.id)) is not None]
+    began = time.perf_counter()
+    for rollouts in sampler.stream(more):
+        store.append(rollouts)
+        handle(rollouts)
+        yield from done
+        done.clear()
+        on_batch(len(rollouts), sum(len(r.tokens) for r in rollouts), time.perf_counter() - began)
+        began = time.perf_counter()
+    yield from done
     store.flush()
 
 

@@ -39,19 +39,26 @@ class FakeSampler:
 
     def __post_init__(self):
         self.asked = []
-        self.sizes = []
+        self.under_way = []
         self.cells = {float(alpha): cell for cell, alpha in enumerate(self.procedure.grid)}
 
-    def draw(self, requests):
-        if requests:
-            self.sizes.append(len(requests))
-        for r in requests:
-            if self.fail_after is not None and len(self.asked) >= self.fail_after:
-                raise KeyboardInterrupt
-            self.asked.append((r.prompt_id, r.alpha, r.index))
-            outcome = self.table[int(r.prompt_id[1:]), self.cells[r.alpha], r.index]
-            tokens = np.arange(1 + r.index % 5, dtype=np.int32)
-            yield Rollout(r.prompt_id, r.alpha, r.index, tokens, str(outcome), "stop", -1.0, -2.0, -3.0, 0.5, 0.25)
+    def stream(self, more):
+        """A random third of what is under way finishes at a time, in random order."""
+        rng, rows = np.random.default_rng(1), []
+        while rows := rows + list(more(self.batch_size - len(rows))):
+            self.under_way.append(len(rows))
+            order = [rows[i] for i in rng.permutation(len(rows))]
+            third = -(-len(rows) // 3)
+            rows = order[third:]
+            yield [self.rollout(r) for r in order[:third]]
+
+    def rollout(self, r):
+        if self.fail_after is not None and len(self.asked) >= self.fail_after:
+            raise KeyboardInterrupt
+        self.asked.append((r.prompt_id, r.alpha, r.index))
+        outcome = self.table[int(r.prompt_id[1:]), self.cells[r.alpha], r.index]
+        tokens = np.arange(1 + r.index % 5, dtype=np.int32)
+        return Rollout(r.prompt_id, r.alpha, r.index, tokens, str(outcome), "stop", -1.0, -2.0, -3.0, 0.5, 0.25)
 
 
 def fake_judge(items):
@@ -103,12 +110,11 @@ def test_what_is_spoken_for_is_followed_and_scores_say_where_they_were_drawn(tmp
         np.testing.assert_array_equal(result.scores, np.tile([1.0, 0.5, 0.25], ((own == 1).sum(), 1)))
 
 
-def test_batches_stay_full(tmp_path):
+def test_rows_stay_busy(tmp_path):
     procedure = LPE(n_fit=100)
     sampler = FakeSampler(procedure, outcome_table(procedure), batch_size=32)
     list(live.run(procedure, PROMPTS, sampler, fake_judge, RolloutStore(tmp_path)))
-    rows = sum(-(-size // 32) * 32 for size in sampler.sizes)
-    assert len(sampler.asked) / rows > 0.9
+    assert np.mean(sampler.under_way) / 32 > 0.9
 
 
 @pytest.mark.parametrize("fail_after", [0, 1, 137, 900])

@@ -41,9 +41,9 @@ class SamplingSettings:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sums:
-    """Per-row float32 sums over the tokens of a rollout, all [B], in nats; lpe_jax.types.Rollout names them.
+    """Float32 sums over the tokens of each rollout, all [...], in nats; lpe_jax.types.Rollout names them.
 
-    grid_logp is [B, G], or None where no grid of alphas was asked for.
+    grid_logp is [..., A], or None where no grid of alphas was asked for.
     """
 
     logp_path: jax.Array
@@ -54,10 +54,10 @@ class Sums:
     grid_logp: jax.Array | None = None
 
     @classmethod
-    def zeros(cls, rows: int, grid: int | None = None) -> Sums:
+    def zeros(cls, shape: tuple[int, ...], grid: int | None = None) -> Sums:
         names = [field.name for field in dataclasses.fields(cls) if field.name != "grid_logp"]
-        zero = {name: jnp.zeros(rows, jnp.float32) for name in names}
-        return cls(**zero, grid_logp=None if grid is None else jnp.zeros((rows, grid), jnp.float32))
+        zero = {name: jnp.zeros(shape, jnp.float32) for name in names}
+        return cls(**zero, grid_logp=None if grid is None else jnp.zeros((*shape, grid), jnp.float32))
 
 
 def model_logits(raw: jax.Array, num_tokens: int, temperature: float) -> jax.Array:

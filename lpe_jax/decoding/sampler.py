@@ -1,9 +1,10 @@
-"""Requests in, rollouts out: packing rows into fixed batches, keeping the device busy, unpacking results."""
+"""Requests in, rollouts out: rows kept busy, prompts computed once, results unpacked while the device goes on."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
@@ -11,22 +12,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lpe_jax.decoding.loop import Batch, Decoded, decode
+from lpe_jax.decoding import cache
+from lpe_jax.decoding.loop import Results, Rows, Tickets, decode
 from lpe_jax.decoding.path import SamplingSettings
+from lpe_jax.decoding.schedule import Schedule
 from lpe_jax.errors import PromptError, UserError
 from lpe_jax.models.pair import Pair
 from lpe_jax.types import Request, Rollout
 
 # Prompt slots come in these steps, so that a slightly longer prompt set compiles the same program.
 _SLOT_STEP = 8
+# Rows of one prompt. More of them read its keys and values together; fewer leave fewer idle at a prompt's end.
+ROWS_PER_PROMPT = 8
+# Steps between two looks of the host.
+STEPS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
     """Draws rollouts of a pair.
 
-    A request's tokens depend on (seed, prompt, alpha, index) and on the compiled shape (batch_size, prompt_slots),
-    not on its batch-mates: float32 rounding is the same for a row wherever it sits in a batch of one shape.
+    A request's tokens depend on (seed, prompt, alpha, index) and on the compiled shape (batch_size, prompt_slots), not
+    on what is drawn beside it, before or after: float32 rounding is the same for a row wherever it sits in a batch of
+    one shape, and whenever it began.
 
     Attributes:
       prompts: token ids of each rendered prompt, by prompt id.
@@ -46,60 +54,144 @@ class Sampler:
     mesh: Mesh | None = None
     grid: tuple[float, ...] | None = None
 
+    @property
+    def rows_per_prompt(self) -> int:
+        """Rows of a group: the largest divisor of each device's rows up to ROWS_PER_PROMPT."""
+        own = self.batch_size // (1 if self.mesh is None else self.mesh.shape["data"])
+        return next(n for n in range(min(ROWS_PER_PROMPT, own), 0, -1) if own % n == 0)
+
     def draw(self, requests: Sequence[Request]) -> Iterator[Rollout]:
-        """Yields one rollout per request, in their order.
+        """Yields one rollout per request, in their order."""
+        order = deque((r.prompt_id, r.alpha, r.index) for r in requests)
+        left = deque(requests)
+        done: dict[tuple[str, float, int], Rollout] = {}
 
-        The next batch is dispatched before the last one is fetched, so that the device does not wait for text.
+        def more(n: int) -> list[Request]:
+            return [left.popleft() for _ in range(min(n, len(left)))]
+
+        for rollouts in self.stream(more):
+            done.update({(r.prompt_id, r.alpha, r.index): r for r in rollouts})
+            while order and order[0] in done:
+                yield done.pop(order.popleft())
+
+    def stream(self, more: Callable[[int], Sequence[Request]]) -> Iterator[list[Rollout]]:
+        """Yields rollouts as they finish, in no fixed order, until there is nothing more to draw.
+
+        All that is begun is finished and yielded, so that short rollouts are not preferred to long ones.
+
+        Args:
+          more: asked for up to n further requests whenever rows could take some; it may give fewer, or none for now.
         """
-        pending: tuple[Sequence[Request], Decoded] | None = None
-        grid = None if self.grid is None else np.array(self.grid, np.float32)
-        for begin in range(0, len(requests), self.batch_size):
-            chunk = requests[begin : begin + self.batch_size]
-            dispatched = chunk, decode(self.pair, self._pack(chunk), np.uint32(self.seed), self.settings, grid)
-            if pending is not None:
-                yield from self._unpack(*pending)
-            pending = dispatched
-        if pending is not None:
-            yield from self._unpack(*pending)
+        groups = self.batch_size // self.rows_per_prompt
+        schedule = Schedule(groups, self.rows_per_prompt, 2 * self.rows_per_prompt)
+        device = _Device(self, schedule)
+        while True:
+            schedule.add(more(schedule.room))
+            device.hand_over(*schedule.hand_out())
+            if not schedule.held:
+                return
+            device.go_on()
+            if rollouts := device.fetch():
+                yield rollouts
 
-    def _pack(self, requests: Sequence[Request]) -> Batch:
-        rows = self.batch_size
-        prompt = np.zeros((rows, self.prompt_slots), np.int32)
-        start = np.full(rows, self.prompt_slots - 1, np.int32)
-        alpha, identity = np.ones(rows, np.float32), np.zeros((rows, 4), np.uint32)
-        for row, request in enumerate(requests):
-            ids = self.prompts[request.prompt_id]
-            start[row] = self.prompt_slots - len(ids)
-            prompt[row, start[row] :] = ids
-            alpha[row] = request.alpha
-            identity[row] = identity_words(request)
-        batch = Batch(prompt, start, alpha, identity, np.arange(rows) < len(requests))
-        if self.mesh is None:
-            return jax.tree.map(jnp.asarray, batch)
-        return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec("data")))
 
-    def _unpack(self, requests: Sequence[Request], decoded: Decoded) -> Iterator[Rollout]:
-        host = jax.device_get(decoded)
-        if not np.isfinite(host.sums.logp_path[: len(requests)]).all():
-            raise UserError(
-                f"the models gave logits that are not finite in {self.pair.dtype.name}, and nothing was kept of that "
-                "batch; use --dtype=bfloat16 or --dtype=float32"
-            )
+class _Device:
+    """What is on the device while a sampler streams, and the host's copy of what it sends there."""
+
+    def __init__(self, sampler: Sampler, schedule: Schedule):
+        self.sampler, self.schedule = sampler, schedule
+        groups, tickets, length = schedule.groups, schedule.tickets, sampler.settings.max_new_tokens
+        grid = None if sampler.grid is None else len(sampler.grid)
+        pair, rows = sampler.pair, schedule.rows
+        self.prompts = self._split(cache.empty_prompts(pair, groups, sampler.prompt_slots))
+        responses = cache.empty_responses(pair, groups * rows, length)
+        self.rows = self._split(Rows.idle(groups, rows, responses, grid))
+        self.results = self._split(Results.none(groups, tickets, length, grid))
+        self.prompt_of: list[str | None] = [None] * groups
+        self.grid = None if sampler.grid is None else jnp.asarray(sampler.grid, jnp.float32)
+        self.alpha = np.ones((groups, tickets), np.float32)
+        self.identity = np.zeros((groups, tickets, 4), np.uint32)
+        self.serial = np.zeros((groups, tickets), np.int32)
+
+    def hand_over(self, moved: Mapping[int, str], given: Sequence[tuple[int, int, int, Request]]) -> None:
+        """Prompts to their groups, requests to their tickets."""
+        for group, prompt_id in moved.items():
+            if prompt_id in self.prompt_of:
+                source = self.prompt_of.index(prompt_id)
+                self.prompts = cache.copy(self.prompts, np.int32(source), np.int32(group))
+            else:
+                tokens, ids = self.sampler.prompts[prompt_id], np.zeros(self.sampler.prompt_slots, np.int32)
+                ids[: len(tokens)] = tokens
+                kv = cache.prefill(self.sampler.pair, ids)
+                where = np.int32(group), np.int32(len(tokens) - 1), np.int32(tokens[-1])
+                self.prompts = cache.place(self.prompts, kv, *where)
+            self.prompt_of[group] = prompt_id
+        for group, ticket, serial, request in given:
+            self.alpha[group, ticket] = request.alpha
+            self.identity[group, ticket] = identity_words(request)
+            self.serial[group, ticket] = serial
+
+    def go_on(self) -> None:
+        """Some more steps."""
+        queue, end = self.schedule.queues()
+        host = Tickets(self.alpha, self.identity, self.serial, queue, np.zeros_like(end), end)
+        tickets = self._split(jax.tree.map(np.array, host))
+        sampler = self.sampler
+        self.rows, self.results, taken = decode(
+            sampler.pair,
+            self.prompts,
+            tickets,
+            self.rows,
+            self.results,
+            np.uint32(sampler.seed),
+            np.int32(STEPS),
+            sampler.settings,
+            self.grid,
+            to_the_end=sampler.mesh is not None,
+        )
+        self.schedule.take(np.asarray(taken))
+
+    def fetch(self) -> list[Rollout]:
+        """The rollouts that have finished."""
+        back = self.schedule.finish(np.asarray(self.results.finished))
+        if not back:
+            return []
+        host = jax.device_get(self.results)
         sums = {name: value for name, value in vars(host.sums).items() if name != "grid_logp"}
-        grid_logp = host.sums.grid_logp
-        for row, request in enumerate(requests):
-            # A copy, so that one kept rollout does not keep its whole batch alive.
-            tokens = host.tokens[row, : host.length[row]].copy()
-            yield Rollout(
-                prompt_id=request.prompt_id,
-                alpha=request.alpha,
-                index=request.index,
-                tokens=tokens,
-                text=self.to_text(tokens.tolist()),
-                finish="stop" if host.stopped[row] else "length",
-                **{name: float(value[row]) for name, value in sums.items()},
-                grid_logp=None if grid_logp is None else grid_logp[row].copy(),
+        rollouts = []
+        for group, ticket, request in back:
+            at = group, ticket
+            if not np.isfinite(sums["logp_path"][at]):
+                raise UserError(
+                    f"the models gave logits that are not finite in {self.sampler.pair.dtype.name} for "
+                    f"{request.prompt_id!r}; use --dtype=bfloat16 or --dtype=float32"
+                )
+            # Copies, so that one kept rollout does not keep all of them alive.
+            tokens = host.tokens[at][: host.length[at]].copy()
+            rollouts.append(
+                Rollout(
+                    prompt_id=request.prompt_id,
+                    alpha=request.alpha,
+                    index=request.index,
+                    tokens=tokens,
+                    text=self.sampler.to_text(tokens.tolist()),
+                    finish="stop" if host.stopped[at] else "length",
+                    **{name: float(value[at]) for name, value in sums.items()},
+                    grid_logp=None if host.sums.grid_logp is None else host.sums.grid_logp[at].copy(),
+                )
             )
+        return rollouts
+
+    def _split(self, tree):
+        """Groups and rows divided over "data": the first axis, or the third of keys and values."""
+        if self.sampler.mesh is None:
+            return jax.tree.map(jnp.asarray, tree)
+
+        def put(x):
+            spec = PartitionSpec("data") if x.ndim < 6 else PartitionSpec(None, None, "data")
+            return jax.device_put(x, NamedSharding(self.sampler.mesh, spec))
+
+        return jax.tree.map(put, tree)
 
 
 def identity_words(request: Request) -> np.ndarray:

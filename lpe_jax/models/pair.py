@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -48,16 +49,20 @@ class Pair:
     ) -> tuple[jax.Array, KVCache | None]:
         """Qwen3.__call__ of both: hidden states [2, B, T, D] and the cache, its arrays with a leading 2."""
 
-        def one(leaves, cache):
-            return self._merge(leaves)(tokens, start, cache, slot)
-
-        return jax.vmap(one, in_axes=(list(self.axes), 0))(list(self.leaves), cache)
+        return self.each(lambda model, cache: model(tokens, start, cache, slot), cache)
 
     def head(self, x: jax.Array) -> jax.Array:
         """Float32 logits [2, …, V] of hidden states [2, …, D]."""
-        return jax.vmap(lambda leaves, x: self._merge(leaves).head(x), in_axes=(list(self.axes), 0))(
-            list(self.leaves), x
-        )
+        return self.each(lambda model, x: model.head(x), x)
+
+    def each(self, function: Callable[..., Any], *arrays: Any) -> Any:
+        """function(model, *arrays) of both models, in one program: arrays and results with a leading 2."""
+
+        def one(leaves, *arrays):
+            return function(self._merge(leaves), *arrays)
+
+        in_axes = (list(self.axes), *(0 for _ in arrays))
+        return jax.vmap(one, in_axes=in_axes, axis_size=2)(list(self.leaves), *arrays)
 
     def empty_cache(self, rows: int, slots: int) -> KVCache:
         """k and v [2, L, B, K, S, H] in the parameters' dtype."""

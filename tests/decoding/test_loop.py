@@ -1,4 +1,4 @@
-"""The compiled decode: stopping, one compile, and rollouts that do not depend on their batch-mates."""
+"""The compiled decode: stopping, one compile, and rollouts that do not depend on what is drawn beside them."""
 
 import dataclasses
 import itertools
@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
-from lpe_jax.decoding import loop
+from lpe_jax.decoding import cache, loop
 from lpe_jax.decoding.path import SamplingSettings, grid_logp, model_logits, path_logits
-from lpe_jax.decoding.sampler import Sampler, identity_words, slots_for
+from lpe_jax.decoding.sampler import STEPS, Sampler, identity_words, slots_for
 from lpe_jax.errors import PromptError, UserError
 from lpe_jax.types import Request
 from tests.helpers import tiny_pair
@@ -23,6 +24,27 @@ def sampler(seed=0, batch_size=16, settings=None, prompts=PROMPTS, pair=None):
     settings = settings or SETTINGS
     slots = slots_for(prompts, 512, settings.max_new_tokens)
     return Sampler(pair or tiny_pair(), prompts, str, settings, seed, batch_size, slots)
+
+
+def temporary_bytes(pair, groups, rows, max_new_tokens, grid=None):
+    """Temporary memory of the compiled decode; grid: of how many alphas."""
+    tickets = 2 * rows
+
+    def arguments():
+        zero = jnp.zeros((groups, tickets), jnp.int32)
+        waiting = zero[:, 0]
+        return (
+            cache.empty_prompts(pair, groups, 8),
+            loop.Tickets(zero.astype(float), jnp.zeros((*zero.shape, 4), jnp.uint32), zero, zero, waiting, waiting),
+            loop.Rows.idle(groups, rows, cache.empty_responses(pair, groups * rows, max_new_tokens), grid),
+            loop.Results.none(groups, tickets, max_new_tokens, grid),
+        )
+
+    alphas = None if grid is None else np.linspace(1, 0, grid, dtype=np.float32)
+    settings = SamplingSettings(max_new_tokens=max_new_tokens)
+    shapes = jax.eval_shape(arguments)
+    lowered = loop.decode.lower(pair, *shapes, np.uint32(0), np.int32(16), settings, alphas)
+    return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
 def all_requests(n=5):
@@ -56,25 +78,37 @@ def test_one_compile_for_any_alphas_prompts_and_seeds():
 
 
 def mismatches(one, packings):
-    """How many rollouts change a token or a sum when drawn in other company, over random subsets and orders."""
+    """How many rollouts change a token or a sum when drawn in other company, over random subsets, orders and trickles
+    of requests, so that rows begin at other steps, in other groups and after other rollouts.
+    """
     requests = all_requests()
     expected = by_request(one.draw(requests))
     rng = np.random.default_rng(0)
     changed = 0
     for _ in range(packings):
         kept = [requests[i] for i in rng.permutation(len(requests))[: rng.integers(1, len(requests))]]
-        for key, rollout in by_request(one.draw(kept)).items():
+        left = list(kept)
+
+        def more(n, left=left):
+            n = int(rng.integers(1, n + 1)) if n else 0
+            taken, left[:] = left[:n], left[n:]
+            return taken
+
+        found = by_request(rollout for rollouts in one.stream(more) for rollout in rollouts)
+        assert set(found) == {(r.prompt_id, r.alpha, r.index) for r in kept}, "all that is asked for is drawn"
+        for key, rollout in found.items():
             same = np.array_equal(rollout.tokens, expected[key].tokens)
             changed += not (same and rollout.logp_original == expected[key].logp_original)
     return changed
 
 
-def test_tokens_do_not_depend_on_batch_mates_or_order():
-    assert mismatches(sampler(), packings=10) == 0
+@pytest.mark.parametrize("packings", [10, pytest.param(200, marks=pytest.mark.slow)])
+def test_tokens_do_not_depend_on_batch_mates_or_order(packings):
+    assert mismatches(sampler(), packings) == 0
 
 
 def test_keys_by_row_would_be_seen(monkeypatch):
-    """The check above can fail: rows keyed by where they sit in the batch change with the packing."""
+    """The check above can fail: rows keyed by when they were asked for change with the packing."""
     counter = itertools.count()
     by_row = lambda request: np.array([0, 0, 0, next(counter) % 16], np.uint32)  # noqa: E731
     monkeypatch.setattr("lpe_jax.decoding.sampler.identity_words", by_row)
@@ -96,6 +130,55 @@ def test_two_streams_of_the_same_prompt_are_independent():
     prompts = PROMPTS | {"x": [10, 11, 12], "y": [10, 11, 12]}
     rollouts = list(sampler(prompts=prompts).draw([Request(p, 0.5, i) for p in "xy" for i in range(20)]))
     assert len({tuple(r.tokens) for r in rollouts}) > 30
+
+
+def test_what_is_fetched_comes_in_the_order_asked_for():
+    requests = all_requests(3)
+    rng = np.random.default_rng(2)
+    shuffled = [requests[i] for i in rng.permutation(len(requests))]
+    keys = [(r.prompt_id, r.alpha, r.index) for r in shuffled]
+    assert [(r.prompt_id, r.alpha, r.index) for r in sampler().draw(shuffled)] == keys
+    assert list(sampler().draw([])) == []
+
+
+def test_short_rollouts_are_not_preferred():
+    """Rows are refilled as they end, and the share of rollouts that stop at once is that of the distribution.
+
+    2,000 rollouts in 16 rows; an exact binomial test with a false alarm of 1e-4.
+    """
+    pair = tiny_pair(num_tokens=12, eos_ids=(3, 5, 9))
+    one = sampler(prompts={"p": [5, 6]}, pair=pair, settings=SamplingSettings(max_new_tokens=12))
+    lengths = np.array([len(r.tokens) for r in one.draw([Request("p", 1.0, i) for i in range(2_000)])])
+    hidden, _ = pair.forward(jnp.array([[5, 6]]), jnp.zeros(1, jnp.int32))
+    p = np.asarray(jax.nn.softmax(pair.head(hidden)[0, 0, -1, :12]))[[3, 5, 9]].sum()
+    assert 0.05 < p < 0.95 and lengths.max() == 12
+    assert scipy.stats.binomtest(int((lengths == 1).sum()), 2_000, float(p)).pvalue > 1e-4
+
+
+def test_a_prompt_is_computed_once_for_all_its_rows(monkeypatch):
+    computed = []
+    real = cache.prefill
+    monkeypatch.setattr(cache, "prefill", lambda pair, ids: computed.append(ids) or real(pair, ids))
+    one = sampler()
+    list(one.draw([Request(p, a, i) for p in PROMPTS for a in (0.0, 0.3, 1.0) for i in range(10)]))
+    assert len(computed) == len(PROMPTS)
+
+
+def test_rows_are_busy_while_there_is_work():
+    """Steps taken for many rollouts of uneven length are little more than their tokens over the rows."""
+    one, steps = sampler(prompts={"p": [5, 6]}), []
+    real = loop.decode
+
+    def counted(*arguments, **named):
+        rows, results, taken = real(*arguments, **named)
+        steps.append(STEPS)
+        return rows, results, taken
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lpe_jax.decoding.sampler.decode", counted)
+        lengths = [len(r.tokens) for r in one.draw([Request("p", 0.5, i) for i in range(400)])]
+    assert 400 * max(lengths) > 1.5 * sum(lengths), "else waiting for the longest would cost little"
+    assert sum(steps) * 16 < 1.2 * sum(lengths)
 
 
 def test_log_probabilities_equal_a_full_forward():
@@ -153,10 +236,16 @@ def test_no_step_copies_the_weights():
     shape = {"hidden_size": 64, "intermediate_size": 4096, "num_layers": 8, "head_dim": 16}
     pair = tiny_pair(**shape)
     differing = sum(leaf.nbytes for leaf, shared in zip(pair.leaves, pair.shared, strict=True) if not shared)
-    one = sampler(pair=pair, settings=SamplingSettings(max_new_tokens=4), prompts={"p": [5, 6]}, batch_size=4)
-    lowered = loop.decode.lower(pair, one._pack([Request("p", 0.5, 0)]), np.uint32(0), one.settings)
-    temporary = lowered.compile().memory_analysis().temp_size_in_bytes
+    temporary = temporary_bytes(pair, groups=1, rows=4, max_new_tokens=4)
     assert differing > 16e6 and temporary < 0.5 * differing, (temporary, differing)
+
+
+def test_no_step_copies_the_cache():
+    """Temporary memory is at most a fifth of the keys and values: a layer at a time."""
+    shape = {"num_layers": 8, "head_dim": 32}
+    pair = tiny_pair(**shape)
+    of_cache = sum(a.nbytes for a in vars(cache.empty_responses(pair, 64, 256)).values())
+    assert temporary_bytes(pair, groups=8, rows=8, max_new_tokens=256) < 0.2 * of_cache
 
 
 def test_logits_that_are_not_finite_are_refused():
@@ -210,11 +299,6 @@ def test_log_p_of_a_token_at_a_grid():
 
 def test_the_grid_is_not_all_in_memory_at_once():
     pair = tiny_pair(vocab_size=8192, num_tokens=8192)
-    one = sampler(pair=pair, settings=SamplingSettings(max_new_tokens=4), prompts={"p": [5, 6]}, batch_size=8)
-
-    def temporary(grid):
-        lowered = loop.decode.lower(pair, one._pack([Request("p", 0.5, 0)]), np.uint32(0), one.settings, grid)
-        return lowered.compile().memory_analysis().temp_size_in_bytes
-
     of_one_alpha = 8 * 8192 * 4
-    assert temporary(np.linspace(1, 0, 21, dtype=np.float32)) - temporary(None) < 6 * of_one_alpha
+    with_grid, without = (temporary_bytes(pair, 1, 8, 4, grid) for grid in (21, None))
+    assert with_grid - without < 6 * of_one_alpha

@@ -1,0 +1,74 @@
+"""Which request goes to which group: every one once, each group to one prompt, and no row idle that could work."""
+
+import numpy as np
+import pytest
+
+from lpe_jax.decoding.schedule import Schedule
+from lpe_jax.types import Request
+
+
+def run(schedule, requests, rng, trickle=False):
+    """Plays the device: rows take tickets from the front of the queue and finish them at random. Returns who did what
+    as (group, prompt id of the group, request), and the share of rows at work while requests waited.
+    """
+    prompts, seen, busy = {}, [], []
+    rows = [[] for _ in range(schedule.groups)]  # tickets under way
+    serials = np.zeros((schedule.groups, schedule.tickets), int)
+    left = list(requests)
+    while left or schedule.held or schedule.waiting:
+        n = schedule.room if not trickle else int(rng.integers(0, schedule.room + 1))
+        schedule.add(left[:n])
+        left = left[n:]
+        moved, given = schedule.hand_out()
+        for group, prompt_id in moved.items():
+            assert not rows[group], "a group that is at work keeps its prompt"
+            prompts[group] = prompt_id
+        for group, ticket, serial, request in given:
+            assert serial > 0 and serials[group, ticket] != serial
+            serials[group, ticket] = serial
+            assert prompts[group] == request.prompt_id
+        queue, end = schedule.queues()
+        taken = np.minimum(end, [schedule.rows - len(own) for own in rows])
+        for group, own in enumerate(rows):
+            own.extend(queue[group, : taken[group]].tolist())
+            assert len(own) == len(set(own)) <= schedule.rows
+        schedule.take(taken)
+        if left and not trickle:
+            busy.append(sum(map(len, rows)) / (schedule.groups * schedule.rows))
+        finished = np.zeros_like(serials)
+        for group, own in enumerate(rows):
+            for ticket in [t for t in own if rng.random() < 0.4]:
+                own.remove(ticket)
+                finished[group, ticket] = serials[group, ticket]
+        seen += [(group, request) for group, _, request in schedule.finish(finished)]
+    return seen, np.mean(busy or [1.0])
+
+
+@pytest.mark.parametrize("trickle", [False, True])
+@pytest.mark.parametrize("groups, rows", [(1, 1), (1, 8), (4, 3), (16, 2)])
+def test_every_request_is_served_once(groups, rows, trickle):
+    rng = np.random.default_rng(groups * 10 + rows)
+    requests = [Request(f"p{rng.integers(7)}", 0.5, i) for i in range(300)]
+    seen, _ = run(Schedule(groups, rows, 2 * rows), requests, rng, trickle)
+    assert sorted(r.index for _, r in seen) == list(range(300))
+
+
+def test_one_prompt_is_spread_over_all_groups():
+    seen, busy = run(Schedule(8, 4, 8), [Request("p", 1.0, i) for i in range(2000)], np.random.default_rng(0))
+    assert {group for group, _ in seen} == set(range(8)) and busy == 1.0
+
+
+def test_rows_stay_busy_with_many_prompts():
+    """Orders of twenty each; and the worst case, in which prompts take turns, so that few of one are in sight."""
+    for order, least in ((20, 0.85), (1, 0.7)):
+        requests = [Request(f"p{i // order % 40}", 0.5, i) for i in range(4000)]
+        assert run(Schedule(8, 4, 8), requests, np.random.default_rng(1))[1] > least
+
+
+def test_room_counts_what_waits_and_what_is_held():
+    schedule = Schedule(2, 2, 4)
+    assert schedule.room == 32
+    schedule.add([Request("a", 1.0, i) for i in range(5)])
+    assert schedule.room == 27
+    schedule.hand_out()
+    assert (schedule.held, schedule.waiting, schedule.room) == (5, 0, 27)

@@ -62,6 +62,21 @@ LPE_FLAGS = (
     *("fit_to_one", "no_start", "regression", "clip"),
 )
 PATH_FLAGS = ("budget", "width")
+OWN_FLAGS = {"lpe": (*LPE_FLAGS, "alphas"), "path": PATH_FLAGS, "naive": ("n_naive", "alpha")}
+
+
+def check_flags() -> None:
+    """Refuses flags of another method, which would be without effect."""
+    from lpe_jax.errors import UserError
+
+    given = [name for name in ("alpha", "amplification") if FLAGS[name].present]
+    if len(given) == 2:
+        raise UserError("--alpha and --amplification say the same thing twice; give one of them")
+    goes_with = {name: [method] for method, names in OWN_FLAGS.items() for name in names}
+    goes_with |= {"amplification": ["naive"], "naive_check": ["lpe", "path"]}
+    for name, methods in goes_with.items():
+        if FLAGS[name].present and FLAGS.method not in methods:
+            raise UserError(f"--{name} goes with --method={' or '.join(methods)}, and the method is {FLAGS.method}")
 
 
 def make_procedure(judge_quality):
@@ -70,11 +85,6 @@ def make_procedure(judge_quality):
     from lpe_jax.estimation.lpe import LPE
     from lpe_jax.estimation.naive import Naive
 
-    given = [name for name in ("alpha", "amplification") if FLAGS[name].present]
-    if len(given) == 2:
-        raise UserError("--alpha and --amplification say the same thing twice; give one of them")
-    if given and FLAGS.method != "naive":
-        raise UserError(f"--{given[0]} goes with --method=naive; the others draw all along the path")
     if FLAGS.method == "naive":
         # One name for it in the record of the run; 0 is written without a sign.
         FLAGS.alpha = FLAGS.alpha if FLAGS.amplification is None else 0.0 - FLAGS.amplification
@@ -102,6 +112,7 @@ def make_procedure(judge_quality):
 
 def main() -> None:
     vocabulary.check()
+    check_flags()
     judge_quality = quality.judge_quality()
     procedure = make_procedure(judge_quality)
     check = 0 if FLAGS.method == "naive" else FLAGS.naive_check
@@ -111,11 +122,9 @@ def main() -> None:
     asked = vocabulary.flag_values(
         [
             *vocabulary.JOB_FLAGS,
-            *("method", "n_naive", "alphas"),
-            *LPE_FLAGS,
-            *PATH_FLAGS * (FLAGS.method == "path"),
+            "method",
+            *OWN_FLAGS[FLAGS.method],
             *("naive_check",) * (FLAGS.method != "naive"),
-            *("alpha",) * (FLAGS.method == "naive"),
             *quality.QUALITY_FLAGS * (judge_quality is not None),
         ]
     )

@@ -25,16 +25,18 @@ flags.DEFINE_enum("method", "both", ["gumbel", "lognormal", "both"], "The form t
 flags.DEFINE_enum(
     "rate_noise", "corrected", ["corrected", "drawn", "none"], "What is done about the rates being estimates."
 )
-flags.DEFINE_integer("top", 10, "Gumbel: fit the tail to so many of the largest rates.", lower_bound=2)
+flags.DEFINE_integer("top", None, "Gumbel: fit the tail to so many of the largest rates; default 10, or half.", 2)
 flags.DEFINE_integer("draws", 300, "Draws behind a forecast, and resamples behind its interval.", lower_bound=2)
 flags.DEFINE_integer("seed", 0, "Seed of draws and splits.", lower_bound=0, upper_bound=2**32 - 1)
 flags.DEFINE_string("out", None, "Write the forecast as CSV too.")
 flags.DEFINE_boolean("backtest", False, "Forecast from some of the prompts what the others hold.")
 flags.DEFINE_string("truth_column", "truth", "Backtest: the column that counts as the truth; may be rate.")
-flags.DEFINE_integer("evaluated", 100, "Backtest: prompts a forecast is made from.", lower_bound=2)
+flags.DEFINE_integer("evaluated", None, "Backtest: prompts a forecast is made from; default: half.", lower_bound=2)
 flags.DEFINE_integer("repeats", 100, "Backtest: random splits.", lower_bound=1)
 flags.DEFINE_float("noise", 0.3, "Backtest without a file: error of the rates in log10, one sd.", lower_bound=0.0)
 
+MEANS = """worst: the rate of the riskiest of so many queries. aggregate: the chance that any of them complies, of one
+answer each. frequency: the share of queries whose rate is above. In brackets 95 % intervals."""
 ASSUMES = """It is assumed that a deployment's queries come from the distribution that these prompts were drawn from,
 one answer to each, and (gumbel) that the tail of the score -log(-log rate) stays exponential beyond the
 prompts seen, or (lognormal) that all scores are normal. Nothing here can tell whether that holds."""
@@ -55,6 +57,11 @@ def numbers(name: str, low: float, high: float) -> list[float]:
     return values
 
 
+def tail(prompts: int) -> int:
+    """How many of so many rates the tail is fitted to."""
+    return FLAGS.top or max(min(10, prompts // 2), 2)
+
+
 def forecast_file(methods: list[str], thresholds: list[float]) -> None:
     from lpe_jax.errors import UserError
     from lpe_jax.estimation.forecast import Rates, forecast, known_from_above_only
@@ -64,10 +71,12 @@ def forecast_file(methods: list[str], thresholds: list[float]) -> None:
 
     rates = Rates(*read_log10(FLAGS.estimates, "rate", "low", "high", method=FLAGS.estimator))
     queries, rows = numbers("queries", 1, 1e30), []
-    settings = {"top": FLAGS.top, "noise": FLAGS.rate_noise, "draws": FLAGS.draws, "seed": FLAGS.seed}
+    top = tail(len(rates.log10_rate))
+    settings = {"top": top, "noise": FLAGS.rate_noise, "draws": FLAGS.draws, "seed": FLAGS.seed}
     above_only = int(known_from_above_only(rates).sum())
     print(
-        f"{len(rates.log10_rate)} prompts, {above_only} of them bounded from above only; rate noise {FLAGS.rate_noise}"
+        f"{len(rates.log10_rate)} prompts, {above_only} of them bounded from above only; the tail is that of {top}; "
+        f"rate noise {FLAGS.rate_noise}"
     )
     for method in methods:
         try:
@@ -79,7 +88,7 @@ def forecast_file(methods: list[str], thresholds: list[float]) -> None:
             for value, *ends in zip(at, *(getattr(found, name + end) for end in ("", "_low", "_high")), strict=True):
                 print(f"{method:<10}{name:<10}{value:>10g} {of:<12}{format_interval(*map(float, ends))}")
                 rows.append([method, name, f"{value:g}", *(format_rate(float(end), digits=6) for end in ends)])
-    print(ASSUMES)
+    print(f"{MEANS}\n{ASSUMES}")
     if FLAGS.out:
         lines = [",".join(row) for row in [["method", "quantity", "at", "value", "low", "high"], *rows]]
         write_whole(Path(FLAGS.out), lambda path: path.write_text("\n".join(lines) + "\n", encoding="utf-8"))
@@ -103,13 +112,14 @@ def backtest_table(methods: list[str], thresholds: list[float]) -> None:
         rates, source = Rates(*columns), FLAGS.estimates
     else:
         truth = np.array([row.log10_rate for row in read_truth(world_folder()).values()])
+    evaluated = FLAGS.evaluated or len(truth) // 2
     kinds = tuple(dict.fromkeys([FLAGS.rate_noise, "none"]))
-    settings = {"splits": FLAGS.repeats, "top": FLAGS.top, "draws": min(FLAGS.draws, 100), "seed": FLAGS.seed}
+    settings = {"splits": FLAGS.repeats, "top": tail(evaluated), "draws": min(FLAGS.draws, 100), "seed": FLAGS.seed}
     try:
-        found = backtest(rates, truth, thresholds, evaluated=FLAGS.evaluated, noise=kinds, **settings)
+        found = backtest(rates, truth, thresholds, evaluated=evaluated, noise=kinds, **settings)
     except ValueError as error:
         raise UserError(f"--{error}") from None
-    print(f"{source}: {FLAGS.repeats} splits, {FLAGS.evaluated} prompts for {len(truth) - FLAGS.evaluated}")
+    print(f"{source}: {FLAGS.repeats} splits, {evaluated} prompts for {len(truth) - evaluated}")
     print("mean |log10 error| and share of underestimates; the 1 - 1/n quantile is below the maximum 63 % of the time")
     for (method, kind), errors in found.items():
         if method in methods:

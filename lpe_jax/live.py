@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from lpe_jax.decoding.sampler import Sampler
+from lpe_jax.errors import JudgeError
 from lpe_jax.estimation.precision import float64
 from lpe_jax.estimation.procedure import Draw, Procedure
 from lpe_jax.judging import text
@@ -59,10 +60,16 @@ class _Progress:
 
 
 class Judged:
-    """A judge behind its ledger: each distinct response to a prompt is judged once, then and for ever."""
+    """A judge behind its ledger: each distinct response to a prompt is judged once, then and for ever.
+
+    Raises JudgeError, when called, once so many responses were judged and none could be scored: the judge is broken.
+    """
+
+    GIVE_UP = 100
 
     def __init__(self, judge: Judge, ledger: Ledger, thinking: bool):
         self._judge, self._ledger, self._thinking = judge, ledger, thinking
+        self._scored, self._unscored = False, 0
         # What is cut away before judging decides verdicts too.
         self.identity = f"{judge.identity};thinking={thinking};text@{source_digest([Path(text.__file__)])}"
 
@@ -77,6 +84,14 @@ class Judged:
             kept = {key: verdict for key, verdict in fresh.items() if verdict.outcome is not Outcome.UNSCORED}
             self._ledger.put(self.identity, kept)
             known |= fresh
+            self._unscored += len(fresh) - len(kept)
+        self._scored |= any(verdict.outcome is not Outcome.UNSCORED for verdict in known.values())
+        if not self._scored and self._unscored >= self.GIVE_UP:
+            reason = next(iter(known.values())).fields.get("reason", "no reason given")
+            raise JudgeError(
+                f"judge {self._judge.identity} could score none of the first {self._unscored} responses ({reason}); "
+                "mend it and give the same command again: what was drawn is kept"
+            )
         return [known[key] for key in keys]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lpe_jax import live
+from lpe_jax.errors import JudgeError
 from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.naive import Naive
 from lpe_jax.estimation.procedure import replay
@@ -140,6 +141,29 @@ def test_an_interrupted_run_goes_on(tmp_path, fail_after):
     third = FakeSampler(procedure, table)
     list(live.run(procedure, PROMPTS, third, fake_judge, RolloutStore(tmp_path / "b")))
     assert third.asked == []
+
+
+def test_a_judge_that_scores_nothing_stops_the_run(tmp_path):
+    def judge(items):
+        return [Verdict(Outcome.UNSCORED, {"reason": "no key"}) for _ in items]
+
+    judge.identity = "broken"
+    judged = live.Judged(judge, Ledger(tmp_path / "verdicts.sqlite"), thinking=False)
+    assert len(judged([(PROMPTS[0], f"text {i}") for i in range(live.Judged.GIVE_UP - 1)])) == live.Judged.GIVE_UP - 1
+    with pytest.raises(JudgeError, match=r"judge broken could score none of the first 100 responses \(no key\)"):
+        judged([(PROMPTS[0], "one more")])
+
+
+def test_once_something_was_scored_any_number_may_not_be(tmp_path):
+    class Judge:
+        identity = "words"
+
+        def __call__(self, items):
+            return [Verdict(Outcome.REFUSED if text == "1" else Outcome.UNSCORED, {}) for _, text in items]
+
+    judged = live.Judged(Judge(), Ledger(tmp_path / "verdicts.sqlite"), thinking=False)
+    judged([(PROMPTS[0], "1")])
+    assert len(judged([(PROMPTS[0], f"text {i}") for i in range(300)])) == 300
 
 
 def test_equal_responses_are_judged_once(tmp_path):

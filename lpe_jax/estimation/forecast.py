@@ -405,10 +405,11 @@ def forecast(
     if not (np.isfinite(n) & (n >= 1)).all() or not ((thresholds > 0) & (thresholds < 1)).all():
         raise ValueError("n must be at least 1, and thresholds must lie between 0 and 1.")
     if top < 2 or draws < 2 or len(rates.log10_rate) < 2 * top:
-        raise ValueError(f"{len(rates.log10_rate)} prompts are too few for a tail of {top}: it takes {2 * top}.")
+        prompts = len(rates.log10_rate)
+        raise ValueError(f"{prompts} prompts are too few for top = {top}: it can be 2 to {prompts // 2}.")
     known = int(np.sum(~np.asarray(known_from_above_only(rates))))
     if known < top:
-        raise ValueError(f"only {known} prompts have a rate that is bounded from below, and the tail takes {top}.")
+        raise ValueError(f"only {known} prompts have a rate that is bounded from below, fewer than top = {top}.")
     keys, resample = jax.random.split(jax.random.key(seed), 2 * draws), np.arange(2 * draws) >= draws
     settings = {"top": top, "expected_maximum": expected_maximum}
     samples = _samples(rates, n, thresholds, keys, resample, NOISE.index(noise), **settings)[method]

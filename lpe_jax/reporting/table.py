@@ -219,15 +219,16 @@ def write_csv(rows: Iterable[Mapping[str, str]], path: str | os.PathLike) -> Non
 def terminal_table(results: Sequence[PromptResult], width: int = 120) -> str:
     """A plain-text table of at most `width` columns, a note under the row it belongs to, wrapped and never cut.
 
-    The truth stands beside the rate if any is known; slope, points, start and R² if any line was sought. The last
-    column counts verdicts: complied, refused, unscored.
+    The truth stands beside the rate if any is known; slope, points, start and R² if any line was sought. Then come
+    verdicts: complied, refused, unscored; and of naive rollouts beside: complied, of how many.
     """
     truths = any(result.truth is not None for result in results)
     methods = len({result.method for result in results}) > 1
     lines = any(result.search is not None for result in results)
     header = ["prompt", "rate [95 % interval]"]
     header += ["truth"] * truths + ["method"] * methods + ["slope", "points", "start", "R²"] * lines
-    header += ["rollouts", "yes / no / ?"]
+    checked = any(result.naive is not None for result in results)
+    header += ["rollouts", "yes / no / ?"] + ["naive"] * checked
     rows = [header]
     for result in results:
         estimate = result.estimate
@@ -246,7 +247,8 @@ def terminal_table(results: Sequence[PromptResult], width: int = 120) -> str:
                 _fixed(estimate.start_alpha, 2),
                 _fixed(estimate.r2, 2),
             ]
-        rows.append([*row, str(int(estimate.rollouts)), f"{result.complied} / {result.refused} / {result.unscored}"])
+        row += [str(int(estimate.rollouts)), f"{result.complied} / {result.refused} / {result.unscored}"]
+        rows.append(row + ["" if result.naive is None else f"{result.naive[0]} / {result.naive[1]}"] * checked)
     widths = [max(display_width(cell) for cell in column) for column in zip(*rows, strict=True)]
     out = ["  ".join(pad(cell, size) for cell, size in zip(row, widths, strict=True)).rstrip() for row in rows]
     for i, result in reversed(list(enumerate(results, start=1))):

@@ -199,9 +199,9 @@ def test_a_rate_of_one_and_hopeless_intervals_do_no_harm():
     [
         ({"n": [0.5]}, "n must be at least 1"),
         ({"thresholds": [1.0]}, "between 0 and 1"),
-        ({"top": 21}, "too few for a tail of 21"),
+        ({"top": 21}, "40 prompts are too few for top = 21: it can be 2 to 20"),
         ({"method": "weibull"}, "method must be"),
-        ({"rates": rates(np.full(19, -3.0))}, "too few for a tail of 10"),
+        ({"rates": rates(np.full(19, -3.0))}, "19 prompts are too few for top = 10: it can be 2 to 9"),
         ({"rates": f.Rates(*np.full((3, 40), 0.1))}, "none above 0"),
         ({"rates": f.Rates(np.full(40, -3.0), np.full(40, -2.0), np.zeros(40))}, "low <= log10_rate"),
         ({"rates": f.Rates(np.full(40, -3.0), np.full(40, -3.5), np.full(40, -3.2))}, "high between"),

@@ -71,7 +71,7 @@ def test_backtest_of_the_embedded_world():
         (["--estimates=FILE", "--thresholds=2"], "--thresholds=2"),
         (["--estimates=FILE", "--estimator=naive"], "no estimates by naive"),
         (["--estimates=FILE", "--backtest"], "no column 'truth'"),
-        (["--estimates=SHORT"], "19 prompts are too few"),
+        (["--estimates=SHORT", "--top=10"], "19 prompts are too few for top = 10"),
         (["--estimates=ABOVE"], "must lie between 0 and 1"),
         (["--estimates=TEXT"], "must be numbers"),
         (["--backtest", "--evaluated=200"], "less than 200"),

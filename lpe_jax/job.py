@@ -98,6 +98,8 @@ def run(job: Job, *, out: str | None, asked: Mapping[str, Any], flagfile: str, d
     loaded = job.load(mesh)
     rendered = job.render(loaded, prompts)
     sampler = job.sampler(loaded, rendered, mesh)
+    if isinstance(job.procedure, Naive) and job.at_one:
+        sampler = sampler.alone
     settings = {
         **job.settings(loaded, rendered, judge, mesh),
         "method": job.method,
@@ -191,7 +193,7 @@ def _naive_checks(
     print(f"checking against {job.naive_check} naive rollouts of each prompt", flush=True)
     at_one = np.asarray(job.procedure.grid) == 1.0
     had = {finished.prompt.id: finished.drawn[at_one].sum(keepdims=True) for finished in found}
-    checks = live.run(Naive(job.naive_check), prompts, sampler, judged, store, on_batch, had)
+    checks = live.run(Naive(job.naive_check), prompts, sampler.alone, judged, store, on_batch, had)
     return {finished.prompt.id: finished for finished in checks}
 
 

@@ -73,7 +73,7 @@ def by_rows(sweep: Sweep, sampler: Sampler, prompt: Prompt, judging: Judging) ->
     step = sweep.rows * _BATCHES_AHEAD
     for begin in range(sweep.n, sweep.n + sweep.n_naive, step):
         more = range(begin, min(begin + step, sweep.n + sweep.n_naive))
-        extra = [r.text for r in sampler.draw([Request(prompt.id, 1.0, i) for i in more])]
+        extra = [r.text for r in sampler.alone.draw([Request(prompt.id, 1.0, i) for i in more])]
         for outcome in judging(prompt, extra):
             naive[outcome] += 1
     return _shard(

@@ -118,7 +118,7 @@ def decode(
         age = jnp.minimum(rows.age, settings.max_new_tokens - 1)  # an idle row may stand beyond the end
 
         hidden, responses = advance(pair, rows.token.reshape(-1), age.reshape(-1), prompts, rows.responses)
-        own = model_logits(pair.head(hidden), pair.num_tokens, settings.temperature)  # [2, B, V]
+        own = model_logits(pair.head(hidden), pair.num_tokens, settings.temperature)  # [M, B, V]
         path = path_logits(own, _own(tickets.alpha, at).reshape(-1), settings)
         words = jax.vmap(_words)(_own(keys, at).reshape(-1), age.reshape(-1))
         token = drawing.draw(path, words)

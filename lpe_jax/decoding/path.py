@@ -75,7 +75,7 @@ def path_logits(own: jax.Array, alpha: jax.Array, settings: SamplingSettings) ->
       own: [2, B, V] from model_logits.
       alpha: [B], any real number; outside [0, 1] this is Logit Diff Amplification with a = alpha − 1.
     """
-    original, variant = own[ORIGINAL], own[VARIANT]
+    original, variant = own[ORIGINAL], own[-1]  # of one model alone they are the same
     padding = jnp.isneginf(original)
     # -inf times a negative or zero alpha would turn padding into +inf or NaN.
     original, variant = (jnp.where(padding, 0.0, l) for l in (original, variant))
@@ -100,10 +100,13 @@ def token_sums(own: jax.Array, path: jax.Array, token: jax.Array) -> Sums:
     Var_path[D]; d/dalpha log p_alpha(rollout) is the sum of the former.
 
     Args:
-      own: [2, B, V] from model_logits.
+      own: [2, B, V] from model_logits; [1, B, V] of the original alone, and what takes the variant is NaN then.
       path: [B, V] from path_logits.
       token: [B] int.
     """
+    if len(own) == 1:
+        logp, unknown = _logp(path, token), jnp.full(token.shape, jnp.nan)
+        return Sums(logp, logp, unknown, unknown, unknown)
     difference = jnp.where(jnp.isneginf(own[ORIGINAL]), 0.0, own[ORIGINAL] - own[VARIANT])
     p = jax.nn.softmax(path, axis=-1)
     mean = jnp.sum(p * difference, axis=-1, keepdims=True)

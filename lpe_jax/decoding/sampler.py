@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from lpe_jax.decoding.loop import Results, Rows, Tickets, decode
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.schedule import Schedule
 from lpe_jax.errors import PromptError, UserError
-from lpe_jax.models.pair import Pair
+from lpe_jax.models.pair import ORIGINAL, Pair
 from lpe_jax.types import Request, Rollout
 
 # Prompt slots come in these steps, so that a slightly longer prompt set compiles the same program.
@@ -42,6 +43,7 @@ class Sampler:
       prompt_slots: room for the longest prompt; see slots_for.
       mesh: axes ("data", "model"); rows are split over "data". None for one device.
       grid: alphas at which each rollout's log p is taken besides, whatever alpha it is drawn at; None takes none.
+      original_only: draw at alpha = 1 only, at half the cost; logp_variant, path_score and path_variance are NaN.
     """
 
     pair: Pair
@@ -53,6 +55,21 @@ class Sampler:
     prompt_slots: int
     mesh: Mesh | None = None
     grid: tuple[float, ...] | None = None
+    original_only: bool = False
+
+    def __post_init__(self):
+        if self.original_only and self.grid is not None:
+            raise ValueError("original_only runs one model, and log p at a grid takes both")
+
+    @functools.cached_property
+    def alone(self) -> Sampler:
+        """The same of the original only."""
+        return dataclasses.replace(self, original_only=True, grid=None)
+
+    @functools.cached_property
+    def _run(self) -> Pair:
+        """The models that are run."""
+        return self.pair.alone(ORIGINAL) if self.original_only else self.pair
 
     @property
     def rows_per_prompt(self) -> int:
@@ -86,7 +103,9 @@ class Sampler:
         schedule = Schedule(groups, self.rows_per_prompt, 2 * self.rows_per_prompt)
         device = _Device(self, schedule)
         while True:
-            schedule.add(more(schedule.room))
+            schedule.add(requests := more(schedule.room))
+            if self.original_only and any(request.alpha != 1 for request in requests):
+                raise ValueError("original_only draws at alpha = 1 only")
             device.hand_over(*schedule.hand_out())
             if not schedule.held:
                 return
@@ -102,7 +121,7 @@ class _Device:
         self.sampler, self.schedule = sampler, schedule
         groups, tickets, length = schedule.groups, schedule.tickets, sampler.settings.max_new_tokens
         grid = None if sampler.grid is None else len(sampler.grid)
-        pair, rows = sampler.pair, schedule.rows
+        pair, rows = sampler._run, schedule.rows
         self.prompts = self._split(cache.empty_prompts(pair, groups, sampler.prompt_slots))
         responses = cache.empty_responses(pair, groups * rows, length)
         self.rows = self._split(Rows.idle(groups, rows, responses, grid))
@@ -122,7 +141,7 @@ class _Device:
             else:
                 tokens, ids = self.sampler.prompts[prompt_id], np.zeros(self.sampler.prompt_slots, np.int32)
                 ids[: len(tokens)] = tokens
-                kv = cache.prefill(self.sampler.pair, ids)
+                kv = cache.prefill(self.sampler._run, ids)
                 where = np.int32(group), np.int32(len(tokens) - 1), np.int32(tokens[-1])
                 self.prompts = cache.place(self.prompts, kv, *where)
             self.prompt_of[group] = prompt_id
@@ -138,7 +157,7 @@ class _Device:
         tickets = self._split(jax.tree.map(np.array, host))
         sampler = self.sampler
         self.rows, self.results, taken = decode(
-            sampler.pair,
+            sampler._run,
             self.prompts,
             tickets,
             self.rows,

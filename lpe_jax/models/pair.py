@@ -35,6 +35,7 @@ class Pair:
       graphdef: the NNX structure the leaves are merged into.
       num_tokens: ids at or above it are padding rows of the vocabulary and are never drawn.
       eos_ids: any of these ends a rollout.
+      models: 2; 1 where only one is run, see `alone`.
     """
 
     leaves: tuple[jax.Array, ...]
@@ -43,6 +44,7 @@ class Pair:
     config: Qwen3Config = dataclasses.field(metadata={"static": True})
     num_tokens: int = dataclasses.field(metadata={"static": True})
     eos_ids: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    models: int = dataclasses.field(default=2, metadata={"static": True})
 
     def forward(
         self, tokens: jax.Array, start: jax.Array, cache: KVCache | None = None, slot: jax.Array | int = 0
@@ -56,26 +58,32 @@ class Pair:
         return self.each(lambda model, x: model.head(x), x)
 
     def each(self, function: Callable[..., Any], *arrays: Any) -> Any:
-        """function(model, *arrays) of both models, in one program: arrays and results with a leading 2."""
+        """function(model, *arrays) of both models, in one program: arrays and results have a leading `models`."""
 
         def one(leaves, *arrays):
             return function(self._merge(leaves), *arrays)
 
         in_axes = (list(self.axes), *(0 for _ in arrays))
-        return jax.vmap(one, in_axes=in_axes, axis_size=2)(list(self.leaves), *arrays)
+        return jax.vmap(one, in_axes=in_axes, axis_size=self.models)(list(self.leaves), *arrays)
+
+    def alone(self, index: int) -> Pair:
+        """The original (0) or the variant (1) where a pair is expected, at half the cost: leading axes are 1 then."""
+        return dataclasses.replace(self, leaves=self._picked(index), axes=(None,) * len(self.axes), models=1)
 
     def empty_cache(self, rows: int, slots: int) -> KVCache:
         """k and v [2, L, B, K, S, H] in the parameters' dtype."""
         one = jax.eval_shape(lambda: KVCache.empty(self.config, rows, slots, self.dtype))
-        return jax.tree.map(lambda a: jnp.zeros((2, *a.shape), a.dtype), one)
+        return jax.tree.map(lambda a: jnp.zeros((self.models, *a.shape), a.dtype), one)
 
     def model(self, index: int) -> Qwen3:
         """The original (0) or the variant (1) as a module of its own."""
-        picked = [
+        return self._merge(list(self._picked(index)))
+
+    def _picked(self, index: int) -> tuple[jax.Array, ...]:
+        return tuple(
             leaf if axis is None else jax.lax.index_in_dim(leaf, index, axis, keepdims=False)
             for leaf, axis in zip(self.leaves, self.axes, strict=True)
-        ]
-        return self._merge(picked)
+        )
 
     @property
     def dtype(self) -> jnp.dtype:

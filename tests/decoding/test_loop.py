@@ -26,8 +26,8 @@ def sampler(seed=0, batch_size=16, settings=None, prompts=PROMPTS, pair=None):
     return Sampler(pair or tiny_pair(), prompts, str, settings, seed, batch_size, slots)
 
 
-def temporary_bytes(pair, groups, rows, max_new_tokens, grid=None):
-    """Temporary memory of the compiled decode; grid: of how many alphas."""
+def compiled(pair, groups, rows, max_new_tokens, grid=None):
+    """The decode of a shape; grid: of how many alphas."""
     tickets = 2 * rows
 
     def arguments():
@@ -43,8 +43,12 @@ def temporary_bytes(pair, groups, rows, max_new_tokens, grid=None):
     alphas = None if grid is None else np.linspace(1, 0, grid, dtype=np.float32)
     settings = SamplingSettings(max_new_tokens=max_new_tokens)
     shapes = jax.eval_shape(arguments)
-    lowered = loop.decode.lower(pair, *shapes, np.uint32(0), np.int32(16), settings, alphas)
-    return lowered.compile().memory_analysis().temp_size_in_bytes
+    return loop.decode.lower(pair, *shapes, np.uint32(0), np.int32(16), settings, alphas).compile()
+
+
+def temporary_bytes(*shape):
+    """Temporary memory of the compiled decode."""
+    return compiled(*shape).memory_analysis().temp_size_in_bytes
 
 
 def all_requests(n=5):
@@ -139,6 +143,26 @@ def test_what_is_fetched_comes_in_the_order_asked_for():
     keys = [(r.prompt_id, r.alpha, r.index) for r in shuffled]
     assert [(r.prompt_id, r.alpha, r.index) for r in sampler().draw(shuffled)] == keys
     assert list(sampler().draw([])) == []
+
+
+def test_the_original_alone_says_what_the_pair_does_at_alpha_one():
+    requests = [Request(p, 1.0, i) for p in PROMPTS for i in range(6)]
+    both = sampler()
+    alone = both.alone
+    for one, other in zip(both.draw(requests), alone.draw(requests), strict=True):
+        assert np.array_equal(one.tokens, other.tokens)
+        assert other.logp_path == other.logp_original == pytest.approx(one.logp_original, abs=1e-4)
+        assert np.isnan([other.logp_variant, other.path_score, other.path_variance]).all()
+    with pytest.raises(ValueError, match="alpha = 1 only"):
+        list(alone.draw([Request("prompt-1", 0.5, 0)]))
+    with pytest.raises(ValueError, match="takes both"):
+        dataclasses.replace(alone, grid=(1.0, 0.0))
+
+
+def test_one_model_costs_half():
+    pair = tiny_pair(num_layers=4, hidden_size=32, intermediate_size=96)
+    flops = [compiled(p, 2, 8, 16).cost_analysis()["flops"] for p in (pair, pair.alone(0))]
+    assert 0.4 < flops[1] / flops[0] < 0.6
 
 
 def test_short_rollouts_are_not_preferred():
@@ -236,7 +260,7 @@ def test_no_step_copies_the_weights():
     shape = {"hidden_size": 64, "intermediate_size": 4096, "num_layers": 8, "head_dim": 16}
     pair = tiny_pair(**shape)
     differing = sum(leaf.nbytes for leaf, shared in zip(pair.leaves, pair.shared, strict=True) if not shared)
-    temporary = temporary_bytes(pair, groups=1, rows=4, max_new_tokens=4)
+    temporary = temporary_bytes(pair, 1, 4, 4)
     assert differing > 16e6 and temporary < 0.5 * differing, (temporary, differing)
 
 
@@ -245,7 +269,7 @@ def test_no_step_copies_the_cache():
     shape = {"num_layers": 8, "head_dim": 32}
     pair = tiny_pair(**shape)
     of_cache = sum(a.nbytes for a in vars(cache.empty_responses(pair, 64, 256)).values())
-    assert temporary_bytes(pair, groups=8, rows=8, max_new_tokens=256) < 0.2 * of_cache
+    assert temporary_bytes(pair, 8, 8, 256) < 0.2 * of_cache
 
 
 def test_logits_that_are_not_finite_are_refused():

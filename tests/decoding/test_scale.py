@@ -1,0 +1,53 @@
+"""The decode on a mesh that splits rows: the same rollouts on any number of devices, which never ask each other."""
+
+import subprocess
+import sys
+
+import pytest
+
+SPLIT = """
+import os, re, sys
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from lpe_jax.decoding import sampler as sampling
+from lpe_jax.decoding.path import SamplingSettings
+from lpe_jax.types import Request
+from tests.helpers import tiny_pair
+
+pair, programs = tiny_pair(), []
+decode = sampling.decode
+
+def caught(*arguments, **named):
+    if len(programs) == 0:
+        programs.append(decode.lower(*arguments, **named).compile().as_text())
+    return decode(*arguments, **named)
+
+sampling.decode = caught
+requests = [Request(p, a, i) for p in ("p", "q", "r") for a in (0.0, 0.5, 1.0) for i in range(8)]
+prompts = {"p": [10, 11, 12], "q": [13] * 7, "r": [14]}
+
+def tokens(pair, mesh):
+    sampler = sampling.Sampler(pair, prompts, str, SamplingSettings(max_new_tokens=12), 0, 16, 8, mesh)
+    return [r.tokens.tolist() for r in sampler.draw(requests)]
+
+alone = tokens(pair, None)
+collective = re.compile(r"= \\S+ (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)")
+for data, model in (map(int, shape.split("x")) for shape in sys.argv[1:]):
+    devices = jax.devices()[: data * model]
+    mesh = jax.make_mesh((data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    def place(leaf):
+        spec = PartitionSpec(*[None] * (leaf.ndim - 1), "model") if leaf.shape[-1] % 2 == 0 else PartitionSpec()
+        return jax.device_put(leaf, NamedSharding(mesh, spec))
+    programs.clear()
+    assert tokens(jax.tree.map(place, pair), mesh) == alone, (data, model)
+    assert bool(collective.findall(programs[0])) == (model > 1), (data, model)
+print("ok")
+"""
+
+
+@pytest.mark.parametrize("meshes", [["8x1", "4x2"], pytest.param(["2x1", "4x1", "2x2"], marks=pytest.mark.slow)])
+def test_rollouts_and_collectives_on_several_devices(meshes):
+    """Virtual devices. With weights split too there are collectives, so that finding none means something."""
+    out = subprocess.run([sys.executable, "-c", SPLIT, *meshes], capture_output=True, text=True, check=False)
+    assert out.stdout.strip() == "ok", out.stderr[-2000:]

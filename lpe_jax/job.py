@@ -162,6 +162,8 @@ def _results(job: Job, prompts: Sequence[Prompt], sampler: Sampler, judge, opene
         bar.update(rollouts)
         opened.metric(event="batch", rollouts=rollouts, tokens=tokens, seconds=round(seconds, 3))
 
+    # Before anything is drawn: what does not fit the device is to fail now.
+    alone = sampler.alone if job.naive_check else None
     try:
         judged = live.Judged(judge, ledger, job.thinking)
         found = []
@@ -170,7 +172,7 @@ def _results(job: Job, prompts: Sequence[Prompt], sampler: Sampler, judge, opene
             found.append((finished, result))
             with bar.external_write_mode(file=sys.stdout):
                 print(table.prompt_line(result, len(found), len(prompts)), flush=True)
-        checks = _naive_checks(job, prompts, sampler, judged, store, on_batch, [finished for finished, _ in found])
+        checks = _naive_checks(job, prompts, alone, judged, store, on_batch, [finished for finished, _ in found])
     finally:
         bar.close()
         store.flush()
@@ -193,7 +195,7 @@ def _naive_checks(
     print(f"checking against {job.naive_check} naive rollouts of each prompt", flush=True)
     at_one = np.asarray(job.procedure.grid) == 1.0
     had = {finished.prompt.id: finished.drawn[at_one].sum(keepdims=True) for finished in found}
-    checks = live.run(Naive(job.naive_check), prompts, sampler.alone, judged, store, on_batch, had)
+    checks = live.run(Naive(job.naive_check), prompts, sampler, judged, store, on_batch, had)
     return {finished.prompt.id: finished for finished in checks}
 
 

@@ -139,8 +139,14 @@ def test_an_interrupted_run_goes_on(tmp_path, fail_after):
         assert (again[key].outcomes, again[key].tokens) == (result.outcomes, result.tokens)
     assert kept + len(second.asked) == len(whole.asked)
     third = FakeSampler(procedure, table)
-    list(live.run(procedure, PROMPTS, third, fake_judge, RolloutStore(tmp_path / "b")))
+    stored = list(live.run(procedure, PROMPTS, third, fake_judge, RolloutStore(tmp_path / "b")))
     assert third.asked == []
+    assert {r.prompt.id: (r.outcomes, r.tokens) for r in stored} == {
+        key: (r.outcomes, r.tokens) for key, r in expected.items()
+    }
+    assert len(stored) == len(expected)
+    for result in stored:
+        np.testing.assert_array_equal(result.scores, expected[result.prompt.id].scores)
 
 
 def test_a_judge_that_scores_nothing_stops_the_run(tmp_path):

@@ -71,7 +71,9 @@ def prefill(pair: Pair, tokens: jax.Array) -> KVCache:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def place(prompts: Prompts, kv: KVCache, group: jax.Array, seen: jax.Array, last: jax.Array) -> Prompts:
-    """Gives a group [] the prompt that `prefill` computed."""
+    """Gives a group [] the prompt that `prefill` computed; what stands right of it counts for nothing and is 0."""
+    counts = (jnp.arange(kv.k.shape[4]) < seen)[None, None, None, None, :, None]
+    kv = KVCache(*(jnp.where(counts, x, 0) for x in (kv.k, kv.v)))
     k, v = (
         jax.lax.dynamic_update_slice_in_dim(old, new, group, axis=2)
         for old, new in ((prompts.k, kv.k), (prompts.v, kv.v))

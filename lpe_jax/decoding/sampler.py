@@ -1,12 +1,13 @@
-"""Requests in, rollouts out: rows kept busy, prompts computed once, results unpacked while the device goes on."""
+"""Requests in, rollouts out: rows kept busy, prompts computed once for all rows that read them."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,7 @@ class Sampler:
 
     @functools.cached_property
     def alone(self) -> Sampler:
-        """The same of the original only."""
+        """The same of the original only. Weights that differ are copied: take it before others need the room."""
         return dataclasses.replace(self, original_only=True, grid=None)
 
     @functools.cached_property
@@ -78,18 +79,22 @@ class Sampler:
         return next(n for n in range(min(ROWS_PER_PROMPT, own), 0, -1) if own % n == 0)
 
     def draw(self, requests: Sequence[Request]) -> Iterator[Rollout]:
-        """Yields one rollout per request, in their order."""
-        order = deque((r.prompt_id, r.alpha, r.index) for r in requests)
-        left = deque(requests)
-        done: dict[tuple[str, float, int], Rollout] = {}
+        """Yields one rollout per request, in their order; a request that comes twice is drawn once."""
+        order, wanted = deque(requests), Counter(requests)
+        left = deque(wanted)
+        done: dict[Request, Rollout] = {}
 
         def more(n: int) -> list[Request]:
             return [left.popleft() for _ in range(min(n, len(left)))]
 
         for rollouts in self.stream(more):
-            done.update({(r.prompt_id, r.alpha, r.index): r for r in rollouts})
+            done.update({Request(r.prompt_id, r.alpha, r.index): r for r in rollouts})
             while order and order[0] in done:
-                yield done.pop(order.popleft())
+                request = order.popleft()
+                yield done[request]
+                wanted[request] -= 1
+                if not wanted[request]:
+                    del done[request]
 
     def stream(self, more: Callable[[int], Sequence[Request]]) -> Iterator[list[Rollout]]:
         """Yields rollouts as they finish, in no fixed order, until there is nothing more to draw.
@@ -97,7 +102,8 @@ class Sampler:
         All that is begun is finished and yielded, so that short rollouts are not preferred to long ones.
 
         Args:
-          more: asked for up to n further requests whenever rows could take some; it may give fewer, or none for now.
+          more: asked for up to n further requests between steps; it may give fewer, or none as long as some are under
+            way. None given with nothing under way is the end.
         """
         groups = self.batch_size // self.rows_per_prompt
         schedule = Schedule(groups, self.rows_per_prompt, 2 * self.rows_per_prompt)
@@ -122,10 +128,18 @@ class _Device:
         groups, tickets, length = schedule.groups, schedule.tickets, sampler.settings.max_new_tokens
         grid = None if sampler.grid is None else len(sampler.grid)
         pair, rows = sampler._run, schedule.rows
-        self.prompts = self._split(cache.empty_prompts(pair, groups, sampler.prompt_slots))
-        responses = cache.empty_responses(pair, groups * rows, length)
-        self.rows = self._split(Rows.idle(groups, rows, responses, grid))
-        self.results = self._split(Results.none(groups, tickets, length, grid))
+
+        def empty():
+            responses = cache.empty_responses(pair, groups * rows, length)
+            return (
+                cache.empty_prompts(pair, groups, sampler.prompt_slots),
+                Rows.idle(groups, rows, responses, grid),
+                Results.none(groups, tickets, length, grid),
+            )
+
+        # Made in their places: all keys and values together need not fit one device.
+        places = None if sampler.mesh is None else jax.tree.map(self._place, jax.eval_shape(empty))
+        self.prompts, self.rows, self.results = jax.jit(empty, out_shardings=places)()
         self.prompt_of: list[str | None] = [None] * groups
         self.grid = None if sampler.grid is None else jnp.asarray(sampler.grid, jnp.float32)
         self.alpha = np.ones((groups, tickets), np.float32)
@@ -202,15 +216,19 @@ class _Device:
         return rollouts
 
     def _split(self, tree):
-        """Groups and rows divided over "data": the first axis, or the third of keys and values."""
+        """Host arrays to where they belong."""
         if self.sampler.mesh is None:
             return jax.tree.map(jnp.asarray, tree)
+        return jax.tree.map(lambda x: jax.device_put(x, self._place(x)), tree)
 
-        def put(x):
-            spec = PartitionSpec("data") if x.ndim < 6 else PartitionSpec(None, None, "data")
-            return jax.device_put(x, NamedSharding(self.sampler.mesh, spec))
-
-        return jax.tree.map(put, tree)
+    def _place(self, x: Any) -> NamedSharding:
+        """Groups and rows divided over "data": the first axis, or the third of keys and values, whose heads are
+        divided over "model".
+        """
+        # Written as XLA writes it in what it returns: with other words for the same place all would be compiled twice.
+        heads = ("model",) if self.sampler.mesh.shape["model"] > 1 else ()
+        spec = PartitionSpec("data") if x.ndim < 6 else PartitionSpec(None, None, "data", *heads)
+        return NamedSharding(self.sampler.mesh, spec)
 
 
 def identity_words(request: Request) -> np.ndarray:

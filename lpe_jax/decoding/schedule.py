@@ -24,8 +24,7 @@ class _Group:
     prompt_id: str | None
     free: list[int]  # tickets nobody holds
     held: dict[int, tuple[int, Request]]  # by ticket: its serial and what it is for
-    queue: list[int]  # tickets handed out, in order; the device has taken the first `taken` of them
-    taken: int = 0
+    queue: list[int]  # tickets that no row has taken yet, in order
 
 
 class Schedule:
@@ -65,16 +64,36 @@ class Schedule:
           The groups that got another prompt, by number, and (group, ticket, serial, request) of every new ticket.
         """
         moved, given = {}, []
+        running_dry = self._running_dry()
         # First so that every row has something to do, then so that it has something to go on with.
         for most in (self.rows, self.tickets):
             for number, group in enumerate(self._groups):
-                self._give(number, group, most, given)
+                if number not in running_dry:
+                    self._give(number, group, most, given)
             for number, group in enumerate(self._groups):
                 if not group.held and self._waiting:
-                    group.prompt_id = max(self._waiting, key=lambda p: len(self._waiting[p]))
+                    # Whoever has waited longest, of those without a group if there are any.
+                    served = {other.prompt_id for other in self._groups if other.held}
+                    group.prompt_id = min(self._waiting, key=lambda p: p in served)
                     moved[number] = group.prompt_id
                     self._give(number, group, most, given)
         return moved, given
+
+    def _running_dry(self) -> set[int]:
+        """Groups that get nothing more, so that prompts without a group come to their turn: one for each of those, of
+        prompts that have several groups. A prompt with a hundred thousand requests would else keep all for itself.
+        """
+        by_prompt: dict[str, list[int]] = {}
+        for number, group in enumerate(self._groups):
+            if group.held:
+                by_prompt.setdefault(group.prompt_id, []).append(number)
+        missing = sum(prompt_id not in by_prompt for prompt_id in self._waiting)
+        missing -= sum(not group.held for group in self._groups)
+        spare = [number for own in by_prompt.values() for number in sorted(own, key=self._held_by)[: len(own) - 1]]
+        return set(sorted(spare, key=self._held_by)[: max(missing, 0)])
+
+    def _held_by(self, number: int) -> int:
+        return len(self._groups[number].held)
 
     def _give(self, number: int, group: _Group, most: int, given: list) -> None:
         waiting = self._waiting.get(group.prompt_id)

@@ -35,7 +35,7 @@ class Pair:
       graphdef: the NNX structure the leaves are merged into.
       num_tokens: ids at or above it are padding rows of the vocabulary and are never drawn.
       eos_ids: any of these ends a rollout.
-      models: 2; 1 where only one is run, see `alone`.
+      models: 2; 1 where only one is run, see `alone`. Where 2 is said of a leading axis, it is this.
     """
 
     leaves: tuple[jax.Array, ...]

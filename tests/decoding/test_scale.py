@@ -15,12 +15,13 @@ from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.types import Request
 from tests.helpers import tiny_pair
 
-pair, programs = tiny_pair(), []
+pair, programs, texts = tiny_pair(), [], []
 decode = sampling.decode
 
 def caught(*arguments, **named):
-    if len(programs) == 0:
-        programs.append(decode.lower(*arguments, **named).compile().as_text())
+    if not programs:
+        texts.append(decode.lower(*arguments, **named).compile().as_text())
+    programs.append(1)
     return decode(*arguments, **named)
 
 sampling.decode = caught
@@ -40,8 +41,10 @@ for data, model in (map(int, shape.split("x")) for shape in sys.argv[1:]):
         spec = PartitionSpec(*[None] * (leaf.ndim - 1), "model") if leaf.shape[-1] % 2 == 0 else PartitionSpec()
         return jax.device_put(leaf, NamedSharding(mesh, spec))
     programs.clear()
+    before = decode._cache_size()
     assert tokens(jax.tree.map(place, pair), mesh) == alone, (data, model)
-    assert bool(collective.findall(programs[0])) == (model > 1), (data, model)
+    assert decode._cache_size() == before + 1, (data, model)  # one program, from the first call to the last
+    assert bool(collective.findall(texts[-1])) == (model > 1), (data, model)
 print("ok")
 """
 

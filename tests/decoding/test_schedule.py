@@ -72,3 +72,12 @@ def test_room_counts_what_waits_and_what_is_held():
     assert schedule.room == 27
     schedule.hand_out()
     assert (schedule.held, schedule.waiting, schedule.room) == (5, 0, 27)
+
+
+def test_a_prompt_without_a_group_comes_to_its_turn():
+    """Though another one has more than enough for all groups, and was there first."""
+    schedule, rng = Schedule(4, 4, 8), np.random.default_rng(3)
+    requests = [Request("many", 1.0, i) for i in range(2000)]
+    seen, _ = run(schedule, [*requests[:100], Request("few", 1.0, 0), *requests[100:]], rng)
+    served = [request.prompt_id for _, request in seen]
+    assert len(served) == 2001 and served.index("few") < 200

@@ -80,7 +80,7 @@ def run(sweep: Sweep, *, out: str | None, asked: Mapping[str, Any], flagfile: st
       UserError: any input that cannot be used.
     """
     began = time.monotonic()
-    sweep.sampling()
+    sweep.sampling()  # refuses what is out of range before anything is loaded
     prompts = sweep.read_prompts()
     judge = make_judge(sweep.judge_name)
     asked = sweep.complete(asked, prompts, judge)

@@ -33,14 +33,13 @@ class Tickets:
       identity: [G, C, 4] uint32: two words of the prompt id, one of alpha, the index. With the seed they are the
         rollout's key, so that it does not depend on its neighbours, their order or where a run was resumed.
       serial: [G, C] int32, what marks the ticket as finished: another one each time that it is handed out.
-      queue: [G, C] int32, tickets in the order they are to be taken; those from `taken` [G] up to `end` [G] wait.
+      queue: [G, C] int32, the tickets that wait, in the order they are to be taken; end [G] int32, how many.
     """
 
     alpha: jax.Array
     identity: jax.Array
     serial: jax.Array
     queue: jax.Array
-    taken: jax.Array
     end: jax.Array
 
 
@@ -131,12 +130,12 @@ def decode(
         stopped = jnp.any(token[..., None] == eos[None, None], axis=-1)
         ends = live & (stopped | (age + 1 == settings.max_new_tokens))
 
+        place = jnp.where(live, rows.ticket, tickets.alpha.shape[1])  # beyond the last one for none
+
         def kept(old: jax.Array, new: jax.Array) -> jax.Array:
-            """[G, C, ...] with what live rows have [G, R, ...] at their tickets; beyond the last one for none."""
-            place = jnp.where(live, rows.ticket, old.shape[1])
+            """[G, C, ...] with what live rows have [G, R, ...] at their tickets."""
             return jax.vmap(lambda o, p, n: o.at[p].set(n, mode="drop"))(old, place, new)
 
-        place = jnp.where(live, rows.ticket, tickets.alpha.shape[1])
         results = Results(
             tokens=jax.vmap(lambda o, p, a, n: o.at[p, a].set(n, mode="drop"))(results.tokens, place, age, token),
             length=kept(results.length, age + 1),
@@ -152,7 +151,8 @@ def decode(
         some = jnp.any(rows.ticket != IDLE) | jnp.any(taken < tickets.end)
         return (step < steps) & (some | to_the_end)
 
-    _, rows, results, taken = jax.lax.while_loop(unfinished, body, (jnp.int32(0), rows, results, tickets.taken))
+    begin = jnp.int32(0), rows, results, jnp.zeros_like(tickets.end)
+    _, rows, results, taken = jax.lax.while_loop(unfinished, body, begin)
     return rows, results, taken
 
 

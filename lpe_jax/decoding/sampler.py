@@ -39,12 +39,13 @@ class Sampler:
     one shape, and whenever it began.
 
     Attributes:
+      pair: both models; with one of them alone (`alone`) only alpha = 1 is drawn, and logp_variant, path_score and
+        path_variance are NaN.
       prompts: token ids of each rendered prompt, by prompt id.
       to_text: turns a rollout's tokens into text.
       prompt_slots: room for the longest prompt; see slots_for.
       mesh: axes ("data", "model"); rows are split over "data". None for one device.
       grid: alphas at which each rollout's log p is taken besides, whatever alpha it is drawn at; None takes none.
-      original_only: draw at alpha = 1 only, at half the cost; logp_variant, path_score and path_variance are NaN.
     """
 
     pair: Pair
@@ -56,27 +57,57 @@ class Sampler:
     prompt_slots: int
     mesh: Mesh | None = None
     grid: tuple[float, ...] | None = None
-    original_only: bool = False
 
     def __post_init__(self):
-        if self.original_only and self.grid is not None:
-            raise ValueError("original_only runs one model, and log p at a grid takes both")
+        if self.pair.models == 1 and self.grid is not None:
+            raise ValueError("one model is run, and log p at a grid takes both")
 
     @functools.cached_property
     def alone(self) -> Sampler:
-        """The same of the original only. Weights that differ are copied: take it before others need the room."""
-        return dataclasses.replace(self, original_only=True, grid=None)
-
-    @functools.cached_property
-    def _run(self) -> Pair:
-        """The models that are run."""
-        return self.pair.alone(ORIGINAL) if self.original_only else self.pair
+        """The original alone, at half the cost. Weights that differ are copied, here and now."""
+        return dataclasses.replace(self, pair=self.pair.alone(ORIGINAL), grid=None)
 
     @property
     def rows_per_prompt(self) -> int:
         """Rows of a group: the largest divisor of each device's rows up to ROWS_PER_PROMPT."""
         own = self.batch_size // (1 if self.mesh is None else self.mesh.shape["data"])
         return next(n for n in range(min(ROWS_PER_PROMPT, own), 0, -1) if own % n == 0)
+
+    @property
+    def groups(self) -> int:
+        """Groups of rows."""
+        return self.batch_size // self.rows_per_prompt
+
+    @property
+    def tickets(self) -> int:
+        """Tickets of a group: one for each row, and one for what it does next."""
+        return 2 * self.rows_per_prompt
+
+    @functools.cached_property
+    def _empty(self) -> Callable[[], tuple[cache.Prompts, Rows, Results]]:
+        """Makes what is on the device before anything is drawn; compiled once, however often a sampler draws."""
+        rows, length = self.batch_size, self.settings.max_new_tokens
+        grid = None if self.grid is None else len(self.grid)
+
+        def empty():
+            return (
+                cache.empty_prompts(self.pair, self.groups, self.prompt_slots),
+                Rows.idle(self.groups, self.rows_per_prompt, cache.empty_responses(self.pair, rows, length), grid),
+                Results.none(self.groups, self.tickets, length, grid),
+            )
+
+        # Made in their places: all keys and values together need not fit one device.
+        places = None if self.mesh is None else jax.tree.map(self._place, jax.eval_shape(empty))
+        return jax.jit(empty, out_shardings=places)
+
+    def _place(self, x: Any) -> NamedSharding:
+        """Groups and rows divided over "data": the first axis, or the third of keys and values, whose heads are
+        divided over "model".
+        """
+        # Written as XLA writes it in what it returns: with other words for the same place all would be compiled twice.
+        heads = ("model",) if self.mesh.shape["model"] > 1 else ()
+        spec = PartitionSpec("data") if x.ndim < 6 else PartitionSpec(None, None, "data", *heads)
+        return NamedSharding(self.mesh, spec)
 
     def draw(self, requests: Sequence[Request]) -> Iterator[Rollout]:
         """Yields one rollout per request, in their order; a request that comes twice is drawn once."""
@@ -105,13 +136,12 @@ class Sampler:
           more: asked for up to n further requests between steps; it may give fewer, or none as long as some are under
             way. None given with nothing under way is the end.
         """
-        groups = self.batch_size // self.rows_per_prompt
-        schedule = Schedule(groups, self.rows_per_prompt, 2 * self.rows_per_prompt)
+        schedule = Schedule(self.groups, self.rows_per_prompt, self.tickets)
         device = _Device(self, schedule)
         while True:
             schedule.add(requests := more(schedule.room))
-            if self.original_only and any(request.alpha != 1 for request in requests):
-                raise ValueError("original_only draws at alpha = 1 only")
+            if self.pair.models == 1 and any(request.alpha != 1 for request in requests):
+                raise ValueError("the original alone draws at alpha = 1 only")
             device.hand_over(*schedule.hand_out())
             if not schedule.held:
                 return
@@ -125,21 +155,8 @@ class _Device:
 
     def __init__(self, sampler: Sampler, schedule: Schedule):
         self.sampler, self.schedule = sampler, schedule
-        groups, tickets, length = schedule.groups, schedule.tickets, sampler.settings.max_new_tokens
-        grid = None if sampler.grid is None else len(sampler.grid)
-        pair, rows = sampler._run, schedule.rows
-
-        def empty():
-            responses = cache.empty_responses(pair, groups * rows, length)
-            return (
-                cache.empty_prompts(pair, groups, sampler.prompt_slots),
-                Rows.idle(groups, rows, responses, grid),
-                Results.none(groups, tickets, length, grid),
-            )
-
-        # Made in their places: all keys and values together need not fit one device.
-        places = None if sampler.mesh is None else jax.tree.map(self._place, jax.eval_shape(empty))
-        self.prompts, self.rows, self.results = jax.jit(empty, out_shardings=places)()
+        groups, tickets = sampler.groups, sampler.tickets
+        self.prompts, self.rows, self.results = sampler._empty()
         self.prompt_of: list[str | None] = [None] * groups
         self.grid = None if sampler.grid is None else jnp.asarray(sampler.grid, jnp.float32)
         self.alpha = np.ones((groups, tickets), np.float32)
@@ -155,7 +172,7 @@ class _Device:
             else:
                 tokens, ids = self.sampler.prompts[prompt_id], np.zeros(self.sampler.prompt_slots, np.int32)
                 ids[: len(tokens)] = tokens
-                kv = cache.prefill(self.sampler._run, ids)
+                kv = cache.prefill(self.sampler.pair, ids)
                 where = np.int32(group), np.int32(len(tokens) - 1), np.int32(tokens[-1])
                 self.prompts = cache.place(self.prompts, kv, *where)
             self.prompt_of[group] = prompt_id
@@ -167,11 +184,13 @@ class _Device:
     def go_on(self) -> None:
         """Some more steps."""
         queue, end = self.schedule.queues()
-        host = Tickets(self.alpha, self.identity, self.serial, queue, np.zeros_like(end), end)
-        tickets = self._split(jax.tree.map(np.array, host))
         sampler = self.sampler
+        # Copies, as the device may read them while the host writes the next ones.
+        tickets = jax.tree.map(np.array, Tickets(self.alpha, self.identity, self.serial, queue, end))
+        if sampler.mesh is not None:
+            tickets = jax.device_put(tickets, jax.tree.map(sampler._place, tickets))
         self.rows, self.results, taken = decode(
-            sampler._run,
+            sampler.pair,
             self.prompts,
             tickets,
             self.rows,
@@ -214,21 +233,6 @@ class _Device:
                 )
             )
         return rollouts
-
-    def _split(self, tree):
-        """Host arrays to where they belong."""
-        if self.sampler.mesh is None:
-            return jax.tree.map(jnp.asarray, tree)
-        return jax.tree.map(lambda x: jax.device_put(x, self._place(x)), tree)
-
-    def _place(self, x: Any) -> NamedSharding:
-        """Groups and rows divided over "data": the first axis, or the third of keys and values, whose heads are
-        divided over "model".
-        """
-        # Written as XLA writes it in what it returns: with other words for the same place all would be compiled twice.
-        heads = ("model",) if self.sampler.mesh.shape["model"] > 1 else ()
-        spec = PartitionSpec("data") if x.ndim < 6 else PartitionSpec(None, None, "data", *heads)
-        return NamedSharding(self.sampler.mesh, spec)
 
 
 def identity_words(request: Request) -> np.ndarray:

@@ -178,17 +178,20 @@ def test_short_rollouts_are_not_preferred():
     """
     pair = tiny_pair(num_tokens=12, eos_ids=(3, 5, 9))
     one = sampler(prompts={"p": [5, 6]}, pair=pair, settings=SamplingSettings(max_new_tokens=12))
-    begun, lengths = itertools.count(), []
-    for _ in range(100):
-        had = len(lengths)
+    begun = itertools.count()
 
-        def more(n, had=had):
-            return [Request("p", 1.0, next(begun)) for _ in range(min(n, 16))] if len(lengths) < had + 16 else []
+    def until_some_finished() -> list[int]:
+        finished: list[int] = []
+
+        def more(n):
+            return [Request("p", 1.0, next(begun)) for _ in range(min(n, 16))] if len(finished) < 16 else []
 
         for rollouts in one.stream(more):
-            lengths += [len(r.tokens) for r in rollouts]
+            finished.extend(len(r.tokens) for r in rollouts)
+        return finished
+
+    lengths = np.concatenate([until_some_finished() for _ in range(100)])
     assert len(lengths) == next(begun), "what was begun is yielded"
-    lengths = np.array(lengths)
     hidden, _ = pair.forward(jnp.array([[5, 6]]), jnp.zeros(1, jnp.int32))
     p = np.asarray(jax.nn.softmax(pair.head(hidden)[0, 0, -1, :12]))[[3, 5, 9]].sum()
     assert 0.05 < p < 0.95 and lengths.max() == 12

@@ -16,7 +16,7 @@ from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.sampler import Sampler, slots_for
 from lpe_jax.errors import UserError
 from lpe_jax.judging.base import Judge
-from lpe_jax.loading import Loaded, checkpoint_stamp, dtype_of, load
+from lpe_jax.loading import Loaded, checkpoint_stamp, dtype_of, load, make_mesh, split_cpu
 from lpe_jax.prompts import chat
 from lpe_jax.prompts.readers import read_prompts
 from lpe_jax.tiny import world_folder
@@ -105,16 +105,20 @@ class Asked:
         limit = self.default_limit if self.limit is None else self.limit
         return read_prompts(path, functional_category=self.functional_category)[: limit or None]
 
-    def check_rows(self, mesh: Mesh | None) -> None:
-        """Whether the devices of a mesh can share a batch.
+    def mesh(self) -> Mesh | None:
+        """The devices that share a batch; None for one.
 
         Raises:
           UserError: they cannot.
         """
+        if self.folder is not None and self.model_parallel == 1:
+            split_cpu(self.rows)
+        mesh = make_mesh(self.model_parallel)
         if mesh is not None and self.rows % mesh.shape["data"]:
             raise UserError(
                 f"--batch_size={self.rows} is not a multiple of the {mesh.shape['data']} devices that share it"
             )
+        return mesh
 
     def load(self, mesh: Mesh | None = None) -> Loaded:
         """Loads the models; float32 then means float32 in every product of matrices.
@@ -153,6 +157,7 @@ class Asked:
     ) -> dict[str, Any]:
         """What decides rollouts and verdicts in any program, by content rather than by name."""
         prompts = {prompt_id: list(ids) for prompt_id, ids in rendered.items()}
+        on_cpu = jax.default_backend() == "cpu"
         return {
             **loaded.identity,
             "prompts": hashlib.sha256(json.dumps(prompts, sort_keys=True).encode()).hexdigest(),
@@ -161,7 +166,8 @@ class Asked:
             "thinking": self.thinking,
             "judge": judge.identity,
             "batch_size": self.rows,
-            "mesh": None if mesh is None else dict(mesh.shape),
+            # Cores that share rows are a matter of the machine that happens to be there.
+            "mesh": None if mesh is None or (on_cpu and mesh.shape["model"] == 1) else dict(mesh.shape),
             # Another compiler or chip rounds otherwise, and a draw on the edge then goes the other way.
             "device": jax.devices()[0].device_kind,
             "jax": jax.__version__,

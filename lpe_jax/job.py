@@ -27,7 +27,6 @@ from lpe_jax.estimation.naive import Naive
 from lpe_jax.estimation.procedure import Procedure
 from lpe_jax.estimation.unscored import lpe_extremes
 from lpe_jax.judging.registry import make_judge
-from lpe_jax.loading import make_mesh
 from lpe_jax.models.pair import describe_sharing
 from lpe_jax.records.files import write_whole
 from lpe_jax.records.ledger import Ledger
@@ -93,8 +92,7 @@ def run(job: Job, *, out: str | None, asked: Mapping[str, Any], flagfile: str, d
         return folder
 
     check_folder(folder)
-    mesh = make_mesh(job.model_parallel)
-    job.check_rows(mesh)
+    mesh = job.mesh()
     loaded = job.load(mesh)
     rendered = job.render(loaded, prompts)
     sampler = job.sampler(loaded, rendered, mesh)

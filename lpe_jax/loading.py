@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh
 
 from lpe_jax.errors import CheckpointError, PairError, UserError
+from lpe_jax.machine import cores
 from lpe_jax.models.checkpoint import open_checkpoint, verified
 from lpe_jax.models.config import read_json
 from lpe_jax.models.pair import Pair, check_same_shape, load_pair
@@ -20,6 +23,8 @@ from lpe_jax.prompts import chat
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Fewer are not worth a core.
+_ROWS_PER_CORE = 16
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
@@ -117,6 +122,21 @@ def read_eos_ids(folder: Path) -> tuple[int, ...]:
         if ids and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
             return tuple(sorted(set(ids)))
     raise CheckpointError(f"{folder}: neither generation_config.json nor config.json names an eos_token_id")
+
+
+def split_cpu(rows: int) -> None:
+    """Lets JAX see several cores of a CPU as a device each, as many as can share rows evenly; too late once JAX runs.
+
+    XLA takes one core for the small operations of a tiny model, whatever there are. Devices that split the rows draw
+    the same rollouts side by side. For larger models it would be a loss: each device keeps weights of its own, and XLA
+    splits the products among cores by itself.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    most = min(cores(), rows // _ROWS_PER_CORE)
+    # JAX refuses once it runs, and for its own reasons.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", next((n for n in range(most, 0, -1) if rows % n == 0), 1))
 
 
 def make_mesh(model_parallel: int) -> Mesh | None:

@@ -15,7 +15,6 @@ import numpy as np
 from lpe_jax.asked import Asked
 from lpe_jax.judging.registry import judge_rollouts, make_judge
 from lpe_jax.live import Judged
-from lpe_jax.loading import make_mesh
 from lpe_jax.records.bank import BankStore
 from lpe_jax.records.ledger import Ledger
 from lpe_jax.records.run import Run, check_folder, read_run, settings_hash
@@ -92,8 +91,7 @@ def run(sweep: Sweep, *, out: str | None, asked: Mapping[str, Any], flagfile: st
         return folder
 
     check_folder(folder)
-    mesh = None if sweep.tree else make_mesh(sweep.model_parallel)
-    sweep.check_rows(mesh)
+    mesh = None if sweep.tree else sweep.mesh()
     loaded = sweep.load(mesh)
     rendered = sweep.render(loaded, prompts)
     sampler = sweep.sampler(loaded, rendered, mesh, sweep.alphas if sweep.grid_logps else None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -34,6 +33,7 @@ from lpe_jax.evaluation.subsets import (
     rollout_order,
     totals,
 )
+from lpe_jax.machine import cores
 from lpe_jax.types import Bank, Counts, Estimate, Sums
 
 ADAPTIVE = (60, 100, 160, 240, 320, 440)  # rollouts per prompt of the adaptive procedure
@@ -278,8 +278,7 @@ def _in_threads(function: Any, table: _Table, keys: jax.Array, *static: Any) -> 
 
     XLA runs a loop over repeats on one core, as each of its steps is small.
     """
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(workers, len(keys)) if jax.default_backend() == "cpu" else 1
+    workers = min(cores(), len(keys)) if jax.default_backend() == "cpu" else 1
     each = -(-len(keys) // workers)
     parts = [keys[np.arange(i * each, (i + 1) * each) % len(keys)] for i in range(workers)]  # alike in shape
 

@@ -54,3 +54,21 @@ def test_rollouts_and_collectives_on_several_devices(meshes):
     """Virtual devices. With weights split too there are collectives, so that finding none means something."""
     out = subprocess.run([sys.executable, "-c", SPLIT, *meshes], capture_output=True, text=True, check=False)
     assert out.stdout.strip() == "ok", out.stderr[-2000:]
+
+
+CORES = """
+import os
+os.environ.pop("XLA_FLAGS", None)
+import jax
+from lpe_jax import loading
+loading.cores = lambda: 7
+loading.split_cpu(60)  # at least 16 rows a core, and as many on each
+print(jax.device_count(), dict(loading.make_mesh(1).shape))
+loading.split_cpu(16)  # too late: nothing happens
+print(jax.device_count())
+"""
+
+
+def test_cores_of_a_cpu_are_devices_that_share_rows():
+    out = subprocess.run([sys.executable, "-c", CORES], capture_output=True, text=True, check=False)
+    assert out.stdout.splitlines() == ["3 {'data': 3, 'model': 1}", "3"], out.stderr[-2000:]

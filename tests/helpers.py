@@ -122,11 +122,14 @@ def tiny_config(**overrides) -> Qwen3Config:
 
 def random_module(config: Qwen3Config, seed: int = 0) -> Qwen3:
     """As Qwen3's own initialisation, but drawn by NumPy: jax.random compiles for seconds for each shape."""
-    rng, leaves = np.random.default_rng(seed), {}
+    rng, kinds = np.random.default_rng(seed), {}
     for leaf in leaves_of(config):
-        shape = ((config.num_layers,) if leaf.stacked else ()) + leaf.shape(config)
-        value = np.ones(shape) if "norm" in leaf.name else 0.02 * rng.standard_normal(shape)
-        leaves[leaf.name] = jnp.asarray(value, jnp.float32)
+        kinds.setdefault(leaf.name.split(".")[-1], []).append(leaf)
+    leaves = {}
+    for kind, alike in kinds.items():
+        shape = (len(alike), *alike[0].shape(config))
+        values = np.ones(shape) if "norm" in kind else 0.02 * rng.standard_normal(shape)
+        leaves |= {leaf.name: jnp.asarray(value, jnp.float32) for leaf, value in zip(alike, values, strict=True)}
     return module_from_leaves(config, leaves)
 
 
@@ -141,7 +144,7 @@ def tiny_module(seed: int = 0, scale: float = 20.0, **overrides) -> Qwen3:
 def tiny_pair(num_tokens: int = 60, eos_ids: tuple[int, ...] = (3, 7), **overrides) -> Pair:
     """Original and a variant that differs in o_proj and down_proj."""
     original, variant = tiny_module(0, **overrides), tiny_module(0, **overrides)
-    for name, factor in (("o_proj", -8.0), ("down_proj", 12.0)):
-        parameter = getattr(variant.layers, name)
-        parameter[...] = parameter[...] * factor
+    for layer in variant.layers:
+        layer.o_proj[...] *= -8.0
+        layer.down_proj[...] *= 12.0
     return pair_modules(original, variant, num_tokens=num_tokens, eos_ids=eos_ids)

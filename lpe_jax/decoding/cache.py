@@ -31,13 +31,13 @@ class Prompts:
     """The prompt of each group.
 
     Attributes:
-      k, v: [M, L, G, K, P, H]; of which the first seen slots count.
+      k, v: L x [M, G, K, P, H]; of which the first seen slots count.
       seen: [G] int32, tokens before the last.
       last: [G] int32, the last token.
     """
 
-    k: jax.Array
-    v: jax.Array
+    k: tuple[jax.Array, ...]
+    v: tuple[jax.Array, ...]
     seen: jax.Array
     last: jax.Array
 
@@ -45,10 +45,13 @@ class Prompts:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Responses:
-    """k, v: [M, L, B, K, W, H], what each row has been fed since its prompt was computed."""
+    """What each row has been fed since its prompt was computed: k, L x [M, B, K, H, W], and v, L x [M, B, K, W, H].
 
-    k: jax.Array
-    v: jax.Array
+    What is not summed over comes last in either product, so that a CPU multiplies it many at a time.
+    """
+
+    k: tuple[jax.Array, ...]
+    v: tuple[jax.Array, ...]
 
 
 def empty_prompts(pair: Pair, groups: int, slots: int) -> Prompts:
@@ -60,32 +63,33 @@ def empty_prompts(pair: Pair, groups: int, slots: int) -> Prompts:
 def empty_responses(pair: Pair, rows: int, slots: int) -> Responses:
     """Nothing said yet."""
     cache = pair.empty_cache(rows, slots)
-    return Responses(cache.k, cache.v)
+    return Responses(tuple(k.swapaxes(3, 4) for k in cache.k), cache.v)
 
 
 @jax.jit
 def prefill(pair: Pair, tokens: jax.Array) -> KVCache:
-    """k, v [M, L, 1, K, P, H] of a prompt's tokens [P], whatever stands right of those that count."""
+    """k, v, L x [M, 1, K, P, H], of a prompt's tokens [P], whatever stands right of those that count."""
     return pair.forward(tokens[None], jnp.zeros(1, jnp.int32), pair.empty_cache(1, len(tokens)), 0)[1]
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def place(prompts: Prompts, kv: KVCache, group: jax.Array, seen: jax.Array, last: jax.Array) -> Prompts:
     """Gives a group [] the prompt that `prefill` computed; what stands right of it counts for nothing and is 0."""
-    counts = (jnp.arange(kv.k.shape[4]) < seen)[None, None, None, None, :, None]
-    kv = KVCache(*(jnp.where(counts, x, 0) for x in (kv.k, kv.v)))
-    k, v = (
-        jax.lax.dynamic_update_slice_in_dim(old, new, group, axis=2)
-        for old, new in ((prompts.k, kv.k), (prompts.v, kv.v))
-    )
+    slots = kv.k[0].shape[3]
+    counts = (jnp.arange(slots) < seen)[None, None, None, :, None]
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, jnp.where(counts, new, 0), group, axis=1)
+
+    k, v = (tuple(map(put, old, new)) for old, new in ((prompts.k, kv.k), (prompts.v, kv.v)))
     return Prompts(k, v, prompts.seen.at[group].set(seen), prompts.last.at[group].set(last))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def copy(prompts: Prompts, source: jax.Array, group: jax.Array) -> Prompts:
     """Gives a group [] the prompt of another."""
-    kv = KVCache(*(jax.lax.dynamic_slice_in_dim(x, source, 1, axis=2) for x in (prompts.k, prompts.v)))
-    return place(prompts, kv, group, prompts.seen[source], prompts.last[source])
+    k, v = (tuple(jax.lax.dynamic_slice_in_dim(x, source, 1, axis=1) for x in xs) for xs in (prompts.k, prompts.v))
+    return place(prompts, KVCache(k, v), group, prompts.seen[source], prompts.last[source])
 
 
 def advance(
@@ -101,51 +105,47 @@ def advance(
       Hidden states [M, B, D] after the final norm, and the responses with the token's slots written.
     """
 
-    def one(model: Qwen3, k_prompt, v_prompt, k, v):
-        hidden, k, v = _advance(model, token, age, prompts.seen, (k_prompt, v_prompt), (k, v))
-        return hidden, Responses(k, v)
+    def one(model: Qwen3, of_prompts: KVCache, of_responses: Responses):
+        return _advance(model, token, age, prompts.seen, of_prompts, of_responses)
 
-    return pair.each(one, prompts.k, prompts.v, responses.k, responses.v)
+    return pair.each(one, KVCache(prompts.k, prompts.v), responses)
 
 
-def _advance(model: Qwen3, token, age, seen, of_prompts, of_responses) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """advance of one model: keys and values [L, G, K, P, H] and [L, B, K, W, H]."""
+def _advance(
+    model: Qwen3, token, age, seen, of_prompts: KVCache, of_responses: Responses
+) -> tuple[jax.Array, Responses]:
+    """advance of one model: keys and values without M."""
     c = model.config
     position = jnp.repeat(seen, len(token) // len(seen)) + age
     rope = rope_table(position[:, None], c)
-    in_prompt = jnp.arange(of_prompts[0].shape[3])[None, :] < seen[:, None]  # [G, P]
-    in_response = jnp.arange(of_responses[0].shape[3])[None, :] <= age[:, None]  # [B, W]
-
-    def block(carry, inputs):
-        x, k_all, v_all = carry
-        layer, index, k_prompt, v_prompt = inputs
-        q, k, v = project_qkv(layer, x, rope, c)
-        k_all, v_all = (_write(old, new[:, :, 0], index, age) for old, new in ((k_all, k), (v_all, v)))
-        k, v = (jax.lax.dynamic_index_in_dim(a, index, keepdims=False) for a in (k_all, v_all))
-        attended = attend(q[:, 0], (k_prompt, v_prompt, in_prompt), (k, v, in_response), c.head_dim)
-        return (finish_block(layer, x, attended[:, None], c), k_all, v_all), None
-
+    in_prompt = jnp.arange(of_prompts.k[0].shape[2])[None, :] < seen[:, None]  # [G, P]
+    in_response = jnp.arange(of_responses.v[0].shape[2])[None, :] <= age[:, None]  # [B, W]
     x = model.embed_tokens[...][token[:, None]]  # [B, 1, D]
-    inputs = (model.layers, jnp.arange(c.num_layers), *of_prompts)
-    (x, k, v), _ = jax.lax.scan(block, (x, *of_responses), inputs)
-    return rms_norm(x, model.norm[...], c.rms_norm_eps)[:, 0], k, v
+    written: list[tuple[jax.Array, jax.Array]] = []
+    for i, layer in enumerate(model.layers):
+        q, k, v = project_qkv(layer, x, rope, c)
+        k = _write(of_responses.k[i], k[:, :, 0], age, axis=3)
+        v = _write(of_responses.v[i], v[:, :, 0], age, axis=2)
+        written.append((k, v))
+        prompt = of_prompts.k[i], of_prompts.v[i], in_prompt
+        x = finish_block(layer, x, attend(q[:, 0], prompt, (k, v, in_response), c.head_dim)[:, None], c)
+    return rms_norm(x, model.norm[...], c.rms_norm_eps)[:, 0], Responses(*zip(*written, strict=True))
 
 
-def _write(cache: jax.Array, new: jax.Array, layer: jax.Array, age: jax.Array) -> jax.Array:
-    """cache [L, B, K, W, H] with new [B, K, H] at one layer [] and each row's own slot [B].
+def _write(cache: jax.Array, new: jax.Array, age: jax.Array, axis: int) -> jax.Array:
+    """cache [B, K, ...] with new [B, K, H] at each row's own slot [B] of an axis.
 
     Written out, as an index array over rows would make devices that share the rows gather them from each other.
     """
     where = jax.lax.ScatterDimensionNumbers(
         update_window_dims=(1, 2),
-        inserted_window_dims=(0, 3),
-        scatter_dims_to_operand_dims=(0, 3),
-        operand_batching_dims=(1,),
+        inserted_window_dims=(axis,),
+        scatter_dims_to_operand_dims=(axis,),
+        operand_batching_dims=(0,),
         scatter_indices_batching_dims=(0,),
     )
-    indices = jnp.stack([jnp.broadcast_to(layer, age.shape), age], axis=1)
     return jax.lax.scatter(
-        cache, indices, new.astype(cache.dtype), where, unique_indices=True, mode="promise_in_bounds"
+        cache, age[:, None], new.astype(cache.dtype), where, unique_indices=True, mode="promise_in_bounds"
     )
 
 
@@ -155,7 +155,7 @@ def attend(q: jax.Array, of_prompts: tuple, of_responses: tuple, head_dim: int) 
     Args:
       q: [B, N, H].
       of_prompts: keys and values [G, K, P, H], and which slots count [G, P].
-      of_responses: keys and values [B, K, W, H], and which slots count [B, W]; at least one of each row.
+      of_responses: keys [B, K, H, W] and values [B, K, W, H], and which slots count [B, W]; at least one of each row.
 
     Returns:
       [B, N, H].
@@ -169,7 +169,7 @@ def attend(q: jax.Array, of_prompts: tuple, of_responses: tuple, head_dim: int) 
     to_prompt = jnp.einsum("GRKNH,GKPH->GKRNP", q, k_prompt, preferred_element_type=f32) * scale
     to_prompt = jnp.where(in_prompt[:, None, None, None], to_prompt, -1e30)
     own = q.reshape(-1, heads, width, head_dim)  # [B, K, N / K, H]
-    to_response = jnp.einsum("BKNH,BKWH->BKNW", own, k, preferred_element_type=f32) * scale
+    to_response = jnp.einsum("BKNH,BKHW->BKNW", own, k, preferred_element_type=f32) * scale
     to_response = jnp.where(in_response[:, None, None], to_response, -1e30)
 
     # [G, K, R, ...] and [B, K, ...] are one softmax.

@@ -101,12 +101,12 @@ class Sampler:
         return jax.jit(empty, out_shardings=places)
 
     def _place(self, x: Any) -> NamedSharding:
-        """Groups and rows divided over "data": the first axis, or the third of keys and values, whose heads are
+        """Groups and rows divided over "data": the first axis, or the second of keys and values, whose heads are
         divided over "model".
         """
         # Written as XLA writes it in what it returns: with other words for the same place all would be compiled twice.
         heads = ("model",) if self.mesh.shape["model"] > 1 else ()
-        spec = PartitionSpec("data") if x.ndim < 6 else PartitionSpec(None, None, "data", *heads)
+        spec = PartitionSpec("data") if x.ndim < 5 else PartitionSpec(None, "data", *heads)
         return NamedSharding(self.mesh, spec)
 
     def draw(self, requests: Sequence[Request]) -> Iterator[Rollout]:

@@ -5,8 +5,10 @@ are i.i.d. exactly as if they had been drawn one by one, at the cost of the dist
 rollouts of a model that nearly always says one of a dozen things are a few thousand evaluations.
 
 The tree is walked depth first, a batch of nodes at a time and the newest first, so that what is kept does not
-grow with the number of rollouts. Keys and values live in a pool on the host, one entry per evaluated node; a batch
-gathers the entries of its ancestors. Those of the prompt are computed once and seen by all.
+grow with the number of rollouts. A row of the device goes down from a node to the child that most rollouts go to, and
+finds its ancestors' keys and values where it left them: once rollouts have parted it draws one as plain sampling does.
+The other children wait, and are taken up by rows that come to an end. For them, keys and values are kept in a pool on
+the host, one entry per evaluated node. Those of the prompt are computed once and seen by all.
 """
 
 from __future__ import annotations
@@ -77,6 +79,7 @@ class _Nodes:
     logp: np.ndarray  # [n, G]
     score: np.ndarray  # [n, A]
     variance: np.ndarray  # [n, A]
+    row: np.ndarray  # [n] the row that holds the ancestors' keys and values, if it is taken up at once; else −1
 
     def __len__(self) -> int:
         return len(self.depth)
@@ -169,7 +172,7 @@ def tree_leaves(
     eos = np.array(pair.eos_ids)
     while walk.waiting:
         nodes, entries, own, logz = walk.evaluate()
-        children = _grow(rng, nodes, entries, own, logz, alphas)
+        children, parent = _grow(rng, nodes, entries, own, logz, alphas)
         finish = np.where(children.depth == settings.max_new_tokens, "length", "").astype("<U7")
         finish[np.isin(children.last, eos)] = "stop"
         label = np.full(len(children), None, object)
@@ -179,7 +182,7 @@ def tree_leaves(
                 if word is not None:
                     finish[row], label[row] = "decided", word
         done = finish != ""
-        walk.push(children[~done])
+        walk.push(*_who_goes_on(children[~done], parent[~done], nodes.row))
         yield _leaves(children[done], finish[done], label[done], original_only, len(nodes))
 
 
@@ -208,7 +211,20 @@ def _root(alphas: np.ndarray, rollouts: np.ndarray, max_new_tokens: int) -> _Nod
         logp=np.zeros((1, a + 2)),
         score=np.zeros((1, a)),
         variance=np.zeros((1, a)),
+        row=np.full(1, -1),
     )
+
+
+def _who_goes_on(children: _Nodes, parent: np.ndarray, row: np.ndarray) -> tuple[_Nodes, _Nodes]:
+    """(those that wait, those that go on in their parent's row: of each parent the child that most rollouts go to).
+
+    parent: [n] of each child; row: [parents] where each parent was evaluated.
+    """
+    by_parent = np.lexsort((-children.counts.sum(axis=1), parent))
+    goes_on = np.zeros(len(children), bool)
+    goes_on[by_parent[np.unique(parent[by_parent], return_index=True)[1]]] = True
+    there = dataclasses.replace(children, row=np.where(goes_on, row[parent], -1))
+    return there[~goes_on], there[goes_on]
 
 
 class _Walk:
@@ -221,8 +237,8 @@ class _Walk:
 
     def __init__(self, evaluator: Evaluator, max_new_tokens: int, memory_bytes: int):
         a = len(evaluator.grid) - 2
-        self.evaluator, self.depth, self.batch = evaluator, max_new_tokens, evaluator.batch
-        node_bytes = 8 * max_new_tokens + 8 * (4 * a + 3)
+        self.evaluator, self.depth, self.batch = evaluator, max_new_tokens, evaluator.rows
+        node_bytes = 8 * max_new_tokens + 8 * (4 * a + 4)
         self.most_waiting = memory_bytes // 2 // node_bytes
         entries = max(memory_bytes // 2 // evaluator.entry_bytes, 4 * max_new_tokens) + 1
         self.pool = np.empty((entries, *evaluator.entry_shape), evaluator.dtype)
@@ -231,18 +247,32 @@ class _Walk:
         self.stack: list[_Nodes] = []
         self.waiting = 0
 
-    def push(self, nodes: _Nodes) -> None:
-        if len(nodes):
-            self.stack.append(nodes)
-            self.waiting += len(nodes)
+    def push(self, *parts: _Nodes) -> None:
+        for nodes in parts:
+            if len(nodes):
+                self.stack.append(nodes)
+                self.waiting += len(nodes)
 
     def evaluate(self) -> tuple[_Nodes, np.ndarray, np.ndarray, np.ndarray]:
         """Evaluates the newest nodes: (nodes, their pool entries [n], own logits [M, n, V], log Z [n, G])."""
-        nodes = self._pop(self._width())
+        nodes = self._settle(self._pop(self._width()))
         entries, self.free = np.split(self.free, [len(nodes)])
-        own, logz, kv = self.evaluator(self.pool, nodes.ancestors, nodes.last, nodes.depth)
-        self.pool[entries] = kv
-        return nodes, entries, own, logz
+        token, depth = np.zeros((2, self.batch), np.int32)
+        token[nodes.row], depth[nodes.row] = nodes.last, nodes.depth
+        own, logz, kv = self.evaluator(token, depth)
+        self.pool[entries] = kv[nodes.row]
+        return nodes, entries, own[:, nodes.row].astype(np.float64), logz[nodes.row].astype(np.float64)
+
+    def _settle(self, nodes: _Nodes) -> _Nodes:
+        """The nodes, each with a row that holds its ancestors' keys and values."""
+        homeless = nodes.row < 0
+        free = np.setdiff1d(np.arange(self.batch), nodes.row[~homeless])[: homeless.sum()]
+        self.evaluator.load(free, self.pool, nodes.ancestors[homeless])
+        if self.stack:  # those of the last step that are not taken up lose their row
+            self.stack[-1].row[:] = -1
+        row = nodes.row.copy()
+        row[homeless] = free
+        return dataclasses.replace(nodes, row=row)
 
     def _width(self) -> int:
         if len(self.free) < self.batch + 3 * self.depth:
@@ -272,8 +302,8 @@ class _Walk:
         return _Nodes(*(np.concatenate([getattr(part, name) for part in parts]) for name in columns))
 
 
-def _grow(rng, nodes: _Nodes, entries, own, logz, alphas) -> _Nodes:
-    """The children that any rollout goes to; own [M, n, V], logz [n, G], alphas [A], entries [n]."""
+def _grow(rng, nodes: _Nodes, entries, own, logz, alphas) -> tuple[_Nodes, np.ndarray]:
+    """The children that any rollout goes to, and whose each is; own [M, n, V], logz [n, G], alphas [A], entries [n]."""
     original, variant = own[0], own[-1]
     vocab, a = original.shape[1], len(alphas)
     row, column = np.nonzero(nodes.counts)  # [Q]: only these distributions are needed
@@ -301,7 +331,7 @@ def _grow(rng, nodes: _Nodes, entries, own, logz, alphas) -> _Nodes:
     tokens, ancestors = nodes.tokens[parent], nodes.ancestors[parent]
     tokens[np.arange(len(keys)), depth] = token
     ancestors[np.arange(len(keys)), depth] = entries[parent]
-    return _Nodes(
+    children = _Nodes(
         depth=depth + 1,
         tokens=tokens,
         ancestors=ancestors,
@@ -309,7 +339,9 @@ def _grow(rng, nodes: _Nodes, entries, own, logz, alphas) -> _Nodes:
         logp=logp,
         score=nodes.score[parent] + difference[parent, token, None] - mean[parent],
         variance=nodes.variance[parent] + variance[parent],
+        row=np.full(len(keys), -1),
     )
+    return children, parent
 
 
 def draw_counts(rng: np.random.Generator, n: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, ...]:

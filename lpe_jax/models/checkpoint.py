@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from lpe_jax.errors import CheckpointError
 from lpe_jax.models.config import Qwen3Config, read_config, read_json
-from lpe_jax.models.layout import LEAVES, Leaf, leaves_of
+from lpe_jax.models.layout import HEAD, Leaf, leaves_of
 
 _LOADABLE = ("F32", "BF16", "F16")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -162,12 +162,12 @@ def verified(checkpoint: Checkpoint, dtype: jnp.dtype) -> Checkpoint:
         A tied checkpoint may also carry lm_head.weight if it equals the embedding.
     """
     config, problems, digests = checkpoint.config, [], {}
-    expected = {leaf.hf_name(i): leaf for leaf in leaves_of(config) for i in range(leaf.copies(config))}
+    expected = {leaf.hf_name: leaf for leaf in leaves_of(config)}
     tied_head = "lm_head.weight" if config.tie_word_embeddings else None
     problems += [f"{n} is unknown" for n in checkpoint.files if n not in expected and n != tied_head]
     problems += [f"{n} is missing" for n in expected if n not in checkpoint.files]
     for name, path in checkpoint.files.items():
-        leaf = expected.get(name) or (LEAVES["lm_head"] if name == tied_head else None)
+        leaf = expected.get(name) or (HEAD if name == tied_head else None)
         if leaf is None:
             continue
         with _opened(path) as file:
@@ -203,16 +203,13 @@ def save_checkpoint(config: Qwen3Config, leaves: dict[str, np.ndarray], folder: 
     """Writes config.json and model.safetensors as transformers would.
 
     Args:
-      leaves: arrays by leaf name (lpe_jax/models/layout.py), stacked over layers where the leaf is.
+      leaves: arrays by leaf name (lpe_jax/models/layout.py).
       folder: is made if it is not there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for leaf in leaves_of(config):
-        value = np.asarray(leaves[leaf.name])
-        for i in range(leaf.copies(config)):
-            one = value[i] if leaf.stacked else value
-            tensors[leaf.hf_name(i)] = np.ascontiguousarray(one.reshape(leaf.hf_shape(config)))
+        tensors[leaf.hf_name] = np.ascontiguousarray(np.asarray(leaves[leaf.name]).reshape(leaf.hf_shape(config)))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     dtype = np.asarray(leaves["embed_tokens"]).dtype.name
     (folder / "config.json").write_text(json.dumps(_config_json(config, dtype), indent=2) + "\n")

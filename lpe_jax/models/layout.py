@@ -17,24 +17,14 @@ class Leaf:
     """One parameter of the Flax module.
 
     Attributes:
-      name: attribute path in the module, as "layers.q_proj".
-      hf_template: Hugging Face tensor name; "{}" stands for the layer.
+      name: attribute path in the module, as "layers.0.q_proj".
+      hf_name: Hugging Face tensor name.
       axes: one string of letters per Hugging Face axis. "NH" is one axis on disk and two, N and H, in the module.
     """
 
     name: str
-    hf_template: str
+    hf_name: str
     axes: tuple[str, ...]
-
-    @property
-    def stacked(self) -> bool:
-        return "{}" in self.hf_template
-
-    def hf_name(self, layer: int) -> str:
-        return self.hf_template.format(layer)
-
-    def copies(self, config: Qwen3Config) -> int:
-        return config.num_layers if self.stacked else 1
 
     def hf_shape(self, config: Qwen3Config) -> tuple[int, ...]:
         size = letter_sizes(config)
@@ -47,11 +37,11 @@ class Leaf:
         return tuple(shape)
 
     def shape(self, config: Qwen3Config) -> tuple[int, ...]:
-        """Shape of one layer's parameter in the module."""
+        """Shape in the module."""
         return tuple(letter_sizes(config)[letter] for letter in "".join(self.axes))
 
     def spec(self) -> PartitionSpec:
-        """How one layer's parameter is laid over a mesh with axes ("data", "model")."""
+        """How it is laid over a mesh with axes ("data", "model")."""
         return PartitionSpec(*("model" if letter in SHARDED_LETTERS else None for letter in "".join(self.axes)))
 
     def hf_window(self, index: tuple[slice, ...], config: Qwen3Config) -> tuple[slice, ...]:
@@ -82,28 +72,32 @@ def letter_sizes(config: Qwen3Config) -> dict[str, int]:
     }
 
 
-_LAYER = "model.layers.{}."
-LEAVES = {
-    leaf.name: leaf
-    for leaf in (
-        Leaf("embed_tokens", "model.embed_tokens.weight", ("V", "D")),
-        Leaf("norm", "model.norm.weight", ("D",)),
-        Leaf("lm_head", "lm_head.weight", ("V", "D")),
-        Leaf("layers.input_norm", _LAYER + "input_layernorm.weight", ("D",)),
-        Leaf("layers.q_proj", _LAYER + "self_attn.q_proj.weight", ("NH", "D")),
-        Leaf("layers.k_proj", _LAYER + "self_attn.k_proj.weight", ("KH", "D")),
-        Leaf("layers.v_proj", _LAYER + "self_attn.v_proj.weight", ("KH", "D")),
-        Leaf("layers.q_norm", _LAYER + "self_attn.q_norm.weight", ("H",)),
-        Leaf("layers.k_norm", _LAYER + "self_attn.k_norm.weight", ("H",)),
-        Leaf("layers.o_proj", _LAYER + "self_attn.o_proj.weight", ("D", "NH")),
-        Leaf("layers.post_attention_norm", _LAYER + "post_attention_layernorm.weight", ("D",)),
-        Leaf("layers.gate_proj", _LAYER + "mlp.gate_proj.weight", ("F", "D")),
-        Leaf("layers.up_proj", _LAYER + "mlp.up_proj.weight", ("F", "D")),
-        Leaf("layers.down_proj", _LAYER + "mlp.down_proj.weight", ("D", "F")),
-    )
-}
+_BESIDE_LAYERS = (
+    Leaf("embed_tokens", "model.embed_tokens.weight", ("V", "D")),
+    Leaf("norm", "model.norm.weight", ("D",)),
+)
+HEAD = Leaf("lm_head", "lm_head.weight", ("V", "D"))
+# Of every layer, without its number.
+_LAYER = (
+    Leaf("input_norm", "input_layernorm", ("D",)),
+    Leaf("q_proj", "self_attn.q_proj", ("NH", "D")),
+    Leaf("k_proj", "self_attn.k_proj", ("KH", "D")),
+    Leaf("v_proj", "self_attn.v_proj", ("KH", "D")),
+    Leaf("q_norm", "self_attn.q_norm", ("H",)),
+    Leaf("k_norm", "self_attn.k_norm", ("H",)),
+    Leaf("o_proj", "self_attn.o_proj", ("D", "NH")),
+    Leaf("post_attention_norm", "post_attention_layernorm", ("D",)),
+    Leaf("gate_proj", "mlp.gate_proj", ("F", "D")),
+    Leaf("up_proj", "mlp.up_proj", ("F", "D")),
+    Leaf("down_proj", "mlp.down_proj", ("D", "F")),
+)
 
 
 def leaves_of(config: Qwen3Config) -> list[Leaf]:
     """The parameters a module of this config has; a tied head is the embedding."""
-    return [leaf for leaf in LEAVES.values() if not (leaf.name == "lm_head" and config.tie_word_embeddings)]
+    layers = [
+        Leaf(f"layers.{i}.{leaf.name}", f"model.layers.{i}.{leaf.hf_name}.weight", leaf.axes)
+        for i in range(config.num_layers)
+        for leaf in _LAYER
+    ]
+    return [*_BESIDE_LAYERS, *([] if config.tie_word_embeddings else [HEAD]), *layers]

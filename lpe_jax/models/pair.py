@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from lpe_jax.errors import PairError
 from lpe_jax.models.checkpoint import Checkpoint
 from lpe_jax.models.config import Qwen3Config
-from lpe_jax.models.layout import LEAVES, leaves_of
+from lpe_jax.models.layout import leaves_of
 from lpe_jax.models.qwen3 import KVCache, Qwen3
 from lpe_jax.models.weights import check_mesh, leaf_name, leaves_from_module, load_leaf
 
@@ -29,9 +30,8 @@ class Pair:
     """Both models as one pytree. Everywhere, index 0 of a leading axis of 2 is the original, 1 the variant.
 
     Attributes:
-      leaves: parameters; […] where both models use the same array, else with an axis of 2: [2, …], or [L, 2, …] for
-        a parameter of the layers.
-      axes: for each leaf, which axis that is; None where there is none.
+      leaves: parameters; […] where both models use the same array, else [2, …].
+      axes: for each leaf, 0 for that axis; None where there is none.
       graphdef: the NNX structure the leaves are merged into.
       num_tokens: ids at or above it are padding rows of the vocabulary and are never drawn.
       eos_ids: any of these ends a rollout.
@@ -71,7 +71,7 @@ class Pair:
         return dataclasses.replace(self, leaves=self._picked(index), axes=(None,) * len(self.axes), models=1)
 
     def empty_cache(self, rows: int, slots: int) -> KVCache:
-        """k and v [2, L, B, K, S, H] in the parameters' dtype."""
+        """k and v, L x [2, B, K, S, H] each, in the parameters' dtype."""
         one = jax.eval_shape(lambda: KVCache.empty(self.config, rows, slots, self.dtype))
         return jax.tree.map(lambda a: jnp.zeros((self.models, *a.shape), a.dtype), one)
 
@@ -126,7 +126,7 @@ def load_pair(
     dtype: jnp.dtype,
     mesh: Mesh | None = None,
 ) -> Pair:
-    """Loads two verified checkpoints; parameters that are equal in every layer are read and kept once.
+    """Loads two verified checkpoints; parameters that are equal are read and kept once.
 
     Raises:
       PairError: the configs differ in a field that enters the arithmetic.
@@ -136,8 +136,7 @@ def load_pair(
     check_mesh(original.config, mesh)
     arrays, shared = {}, {}
     for leaf in leaves_of(original.config):
-        names = [leaf.hf_name(i) for i in range(leaf.copies(original.config))]
-        shared[leaf.name] = all(original.digests[n] == variant.digests[n] for n in names)
+        shared[leaf.name] = original.digests[leaf.hf_name] == variant.digests[leaf.hf_name]
         sources = [original] if shared[leaf.name] else [original, variant]
         arrays[leaf.name] = load_leaf(leaf, sources, dtype, mesh)
     return _assemble(original.config, arrays, shared, num_tokens, eos_ids)
@@ -147,19 +146,15 @@ def pair_modules(original: Qwen3, variant: Qwen3, *, num_tokens: int, eos_ids: t
     """A pair of two modules in memory (training, tests); equal leaves are kept once."""
     ours, theirs = leaves_from_module(original), leaves_from_module(variant)
     shared = {name: bool(jnp.array_equal(ours[name], theirs[name])) for name in ours}
-    arrays = {n: ours[n] if shared[n] else jnp.stack([ours[n], theirs[n]], axis=_axis_of_copies(n)) for n in ours}
+    arrays = {n: ours[n] if shared[n] else jnp.stack([ours[n], theirs[n]]) for n in ours}
     return _assemble(original.config, arrays, shared, num_tokens, eos_ids)
-
-
-def _axis_of_copies(name: str) -> int:
-    return 1 if LEAVES[name].stacked else 0
 
 
 def _assemble(config, arrays, shared, num_tokens, eos_ids) -> Pair:
     order = _leaf_order(config)
     return Pair(
         leaves=tuple(arrays[name] for name in order),
-        axes=tuple(None if shared[name] else _axis_of_copies(name) for name in order),
+        axes=tuple(None if shared[name] else 0 for name in order),
         graphdef=_abstract_state(config)[0],
         config=config,
         num_tokens=num_tokens,
@@ -179,7 +174,9 @@ def check_same_shape(original: Checkpoint, variant: Checkpoint) -> None:
 def describe_sharing(pair: Pair) -> str:
     """One line for the log: what is kept once and what that saves."""
     names = _leaf_order(pair.config)
-    differing = [n.removeprefix("layers.") for n, s in zip(names, pair.shared, strict=True) if not s]
+    # Each kind once, with how many layers it differs in.
+    kinds = Counter(n.split(".")[-1] for n, s in zip(names, pair.shared, strict=True) if not s)
+    differing = [kind if n == 1 else f"{kind} x {n}" for kind, n in kinds.items()]
     return (
         f"pair: {pair.config.num_params:,} parameters each, {pair.nbytes / 1e6:,.1f} MB loaded; "
         f"{sum(pair.shared)} of {len(names)} parameters are equal and kept once, saving "

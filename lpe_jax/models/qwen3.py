@@ -1,4 +1,7 @@
-"""Qwen3 as a Flax NNX module: weights in the Hugging Face layout, layers stacked and scanned.
+"""Qwen3 as a Flax NNX module: weights in the Hugging Face layout, every layer's its own.
+
+A scan over stacked layers would compile sooner, but takes slices of weights and caches that XLA writes out, each layer
+at each token, before it multiplies by them. 36 layers written out compile in ten seconds.
 
 Legend, used in every einsum, shape and comment:
 
@@ -33,38 +36,39 @@ class KVCache:
     row writes next, and an update in place needs no scatter.
     """
 
-    k: jax.Array  # [L, B, K, S, H]
-    v: jax.Array  # [L, B, K, S, H]
+    k: tuple[jax.Array, ...]  # L x [B, K, S, H]
+    v: tuple[jax.Array, ...]  # L x [B, K, S, H]
 
     @classmethod
     def empty(cls, config: Qwen3Config, rows: int, slots: int, dtype: jnp.dtype) -> KVCache:
-        shape = (config.num_layers, rows, config.num_kv_heads, slots, config.head_dim)
-        return cls(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype))
+        shape = (rows, config.num_kv_heads, slots, config.head_dim)
+        k, v = (tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)) for _ in range(2))
+        return cls(k, v)
 
 
-class Layers(nnx.Module):
-    """The L blocks, each parameter with a leading layer axis."""
+class Layer(nnx.Module):
+    """One block."""
 
     def __init__(self, c: Qwen3Config, *, rngs: nnx.Rngs, dtype: jnp.dtype):
         normal = nnx.initializers.normal(0.02)
 
         def matrix(*shape: int) -> nnx.Param:
-            return nnx.Param(normal(rngs.params(), (c.num_layers, *shape), dtype))
+            return nnx.Param(normal(rngs.params(), shape, dtype))
 
         def ones(*shape: int) -> nnx.Param:
-            return nnx.Param(jnp.ones((c.num_layers, *shape), dtype))
+            return nnx.Param(jnp.ones(shape, dtype))
 
-        self.input_norm = ones(c.hidden_size)  # [L, D]
-        self.q_proj = matrix(c.num_heads, c.head_dim, c.hidden_size)  # [L, N, H, D]
-        self.k_proj = matrix(c.num_kv_heads, c.head_dim, c.hidden_size)  # [L, K, H, D]
-        self.v_proj = matrix(c.num_kv_heads, c.head_dim, c.hidden_size)  # [L, K, H, D]
-        self.q_norm = ones(c.head_dim)  # [L, H]
-        self.k_norm = ones(c.head_dim)  # [L, H]
-        self.o_proj = matrix(c.hidden_size, c.num_heads, c.head_dim)  # [L, D, N, H]
-        self.post_attention_norm = ones(c.hidden_size)  # [L, D]
-        self.gate_proj = matrix(c.intermediate_size, c.hidden_size)  # [L, F, D]
-        self.up_proj = matrix(c.intermediate_size, c.hidden_size)  # [L, F, D]
-        self.down_proj = matrix(c.hidden_size, c.intermediate_size)  # [L, D, F]
+        self.input_norm = ones(c.hidden_size)  # [D]
+        self.q_proj = matrix(c.num_heads, c.head_dim, c.hidden_size)  # [N, H, D]
+        self.k_proj = matrix(c.num_kv_heads, c.head_dim, c.hidden_size)  # [K, H, D]
+        self.v_proj = matrix(c.num_kv_heads, c.head_dim, c.hidden_size)  # [K, H, D]
+        self.q_norm = ones(c.head_dim)  # [H]
+        self.k_norm = ones(c.head_dim)  # [H]
+        self.o_proj = matrix(c.hidden_size, c.num_heads, c.head_dim)  # [D, N, H]
+        self.post_attention_norm = ones(c.hidden_size)  # [D]
+        self.gate_proj = matrix(c.intermediate_size, c.hidden_size)  # [F, D]
+        self.up_proj = matrix(c.intermediate_size, c.hidden_size)  # [F, D]
+        self.down_proj = matrix(c.hidden_size, c.intermediate_size)  # [D, F]
 
 
 class Qwen3(nnx.Module):
@@ -75,7 +79,7 @@ class Qwen3(nnx.Module):
         normal = nnx.initializers.normal(0.02)
         vocabulary = (config.vocab_size, config.hidden_size)
         self.embed_tokens = nnx.Param(normal(rngs.params(), vocabulary, dtype))  # [V, D]
-        self.layers = Layers(config, rngs=rngs, dtype=dtype)
+        self.layers = nnx.List([Layer(config, rngs=rngs, dtype=dtype) for _ in range(config.num_layers)])
         self.norm = nnx.Param(jnp.ones((config.hidden_size,), dtype))  # [D]
         if not config.tie_word_embeddings:
             self.lm_head = nnx.Param(normal(rngs.params(), vocabulary, dtype))  # [V, D]
@@ -101,36 +105,23 @@ class Qwen3(nnx.Module):
         """
         c = self.config
         query_slot = slot + jnp.arange(tokens.shape[1])  # [T]
-        key_slot = jnp.arange(tokens.shape[1] if cache is None else cache.k.shape[3])  # [S]
+        key_slot = jnp.arange(tokens.shape[1] if cache is None else cache.k[0].shape[2])  # [S]
         causal = key_slot[None, None, :] <= query_slot[None, :, None]  # [1, T, S]
         mask = causal & (key_slot[None, None, :] >= start[:, None, None])  # [B, T, S]
         rope = rope_table(query_slot[None, :] - start[:, None], c)  # 2 x [B, T, 1, H/2]
         x = self.embed_tokens[...][tokens]  # [B, T, D]
 
-        if cache is None:
-
-            def block(x: jax.Array, layer: Layers) -> tuple[jax.Array, None]:
-                q, k, v = project_qkv(layer, x, rope, c)
-                return finish_block(layer, x, attend(q, k, v, mask, c), c), None
-
-            x, _ = jax.lax.scan(block, x, self.layers)
-            return rms_norm(x, self.norm[...], c.rms_norm_eps), None
-
-        # The stacked cache is in the carry and each layer writes its T slots in place. As scan inputs and outputs
-        # it would be copied whole on every step.
-        def cached_block(carry, layer_and_index):
-            x, k_cache, v_cache = carry
-            layer, index = layer_and_index
+        written: list[tuple[jax.Array, jax.Array]] = []
+        for i, layer in enumerate(self.layers):
             q, k, v = project_qkv(layer, x, rope, c)
-            at = (index, 0, 0, slot, 0)
-            k_cache = jax.lax.dynamic_update_slice(k_cache, k[None].astype(k_cache.dtype), at)
-            v_cache = jax.lax.dynamic_update_slice(v_cache, v[None].astype(v_cache.dtype), at)
-            k, v = (jax.lax.dynamic_index_in_dim(a, index, keepdims=False) for a in (k_cache, v_cache))
-            return (finish_block(layer, x, attend(q, k, v, mask, c), c), k_cache, v_cache), None
-
-        carry = (x, cache.k, cache.v)
-        (x, k, v), _ = jax.lax.scan(cached_block, carry, (self.layers, jnp.arange(c.num_layers)))
-        return rms_norm(x, self.norm[...], c.rms_norm_eps), KVCache(k=k, v=v)
+            if cache is not None:
+                k, v = (
+                    jax.lax.dynamic_update_slice(old[i], new.astype(old[i].dtype), (0, 0, slot, 0))
+                    for old, new in ((cache.k, k), (cache.v, v))
+                )
+                written.append((k, v))
+            x = finish_block(layer, x, attend(q, k, v, mask, c), c)
+        return rms_norm(x, self.norm[...], c.rms_norm_eps), KVCache(*zip(*written, strict=True)) if written else None
 
     def head(self, x: jax.Array) -> jax.Array:
         """Logits [..., V] in float32 of hidden states [..., D]."""
@@ -160,7 +151,7 @@ def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def project_qkv(
-    layer: Layers, x: jax.Array, rope: tuple[jax.Array, jax.Array], c: Qwen3Config
+    layer: Layer, x: jax.Array, rope: tuple[jax.Array, jax.Array], c: Qwen3Config
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """q [B, T, N, H]; k and v [B, K, T, H], in the cache's order. Norms of q and k come before the rotation."""
     h = rms_norm(x, layer.input_norm[...], c.rms_norm_eps)
@@ -196,7 +187,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, c: Qwen3Co
     return jnp.einsum("BKGTS,BKSH->BTKGH", weight, v).reshape(b, t, c.num_heads, c.head_dim)
 
 
-def finish_block(layer: Layers, x: jax.Array, attended: jax.Array, c: Qwen3Config) -> jax.Array:
+def finish_block(layer: Layer, x: jax.Array, attended: jax.Array, c: Qwen3Config) -> jax.Array:
     """The block's output [B, T, D]: attention written to the residual, then the gated feed-forward."""
     x = x + jnp.einsum("BTNH,DNH->BTD", attended, layer.o_proj[...])
     h = rms_norm(x, layer.post_attention_norm[...], c.rms_norm_eps)

@@ -26,30 +26,27 @@ def load_leaf(leaf: Leaf, checkpoints: Sequence[Checkpoint], dtype: jnp.dtype, m
     holds more than a piece beside it. On a mesh every process reads only the parts its own devices keep.
 
     Args:
-      checkpoints: verified; with more than one, their copies are stacked, on the axis after the layers'.
+      checkpoints: verified; with more than one, their copies are stacked.
       mesh: axes ("data", "model"); None for the default device.
 
     Returns:
-      [L?, copies?, …] with the letters of leaf.axes at the end; L only for a parameter of the layers. It comes first
-      because the scan over layers takes slices of it: behind the copies it would be moved in front, weights and all,
-      at every token.
+      [copies?, …] with the letters of leaf.axes at the end.
     """
     config = checkpoints[0].config
     shape = leaf.shape(config)
-    lead = ((config.num_layers,) if leaf.stacked else ()) + ((len(checkpoints),) if len(checkpoints) > 1 else ())
+    lead = (len(checkpoints),) if len(checkpoints) > 1 else ()
     place = _sharding(mesh, PartitionSpec(*(None,) * len(lead), *leaf.spec()))
     array = jax.jit(lambda: jnp.zeros(lead + shape, dtype), out_shardings=place)()
     for copy, checkpoint in enumerate(checkpoints):
-        for layer in range(leaf.copies(config)):
-            at = ((layer,) if leaf.stacked else ()) + ((copy,) if len(checkpoints) > 1 else ())
-            for row, piece in _pieces(leaf, checkpoint, layer, dtype, mesh):
-                array = _write(array, piece, (*at, row) + (0,) * (len(shape) - 1)).block_until_ready()
+        at = (copy,) if lead else ()
+        for row, piece in _pieces(leaf, checkpoint, dtype, mesh):
+            array = _write(array, piece, (*at, row) + (0,) * (len(shape) - 1)).block_until_ready()
     return array
 
 
-def _pieces(leaf: Leaf, checkpoint: Checkpoint, layer: int, dtype: jnp.dtype, mesh: Mesh | None):
+def _pieces(leaf: Leaf, checkpoint: Checkpoint, dtype: jnp.dtype, mesh: Mesh | None):
     """Yields (first index along the parameter's first axis, piece); whole tensors where a mesh splits that axis."""
-    config, name = checkpoint.config, leaf.hf_name(layer)
+    config, name = checkpoint.config, leaf.hf_name
     path, shape = checkpoint.files[name], leaf.shape(config)
     if mesh is None and len(leaf.axes[0]) == 1:
         row = 0
@@ -104,7 +101,7 @@ def leaves_from_module(model: Qwen3) -> dict[str, jax.Array]:
 
 
 def leaf_name(path: tuple) -> str:
-    """ "layers.q_proj" for a key path of an NNX state."""
+    """ "layers.0.q_proj" for a key path of an NNX state."""
     return ".".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
 
 

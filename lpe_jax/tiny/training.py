@@ -15,7 +15,7 @@ from flax import nnx
 
 from lpe_jax.models.qwen3 import Qwen3
 from lpe_jax.tiny.grammar import Sequences
-from lpe_jax.variants.ablation import without
+from lpe_jax.variants.ablation import without, writers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +77,8 @@ def adapt(model: Qwen3, change: nnx.State, u: jax.Array, stage: Stage) -> Qwen3:
     """
     graph, params = nnx.split(model)
     new = nnx.merge(graph, jax.tree.map(jnp.add, params, change))
-    pairs = (
-        (new.embed_tokens, change.embed_tokens),
-        (new.layers.o_proj, change.layers.o_proj),
-        (new.layers.down_proj, change.layers.down_proj),
-    )
-    for parameter, delta in pairs:  # D is axis 1 of all three
-        rest = without(delta[...], u, axis=1)
+    for (parameter, axis), (delta, _) in zip(writers(new), writers(nnx.merge(graph, change)), strict=True):
+        rest = without(delta[...], u, axis)
         written = stage.along * (delta[...] - rest) + stage.aside * rest
         parameter[...] += written - delta[...]
     return new
@@ -133,8 +128,8 @@ def _written_without(model: Qwen3, u: jax.Array) -> Qwen3:
     """What lpe_jax.variants.ablation.ablate does, under trace, where gradients flow through it."""
     graph, params = nnx.split(model)
     new = nnx.merge(graph, jax.tree.map(lambda p: p, params))
-    for parameter in (new.embed_tokens, new.layers.o_proj, new.layers.down_proj):  # D is axis 1 of all three
-        parameter[...] = without(parameter[...], u, axis=1)
+    for parameter, axis in writers(new):
+        parameter[...] = without(parameter[...], u, axis)
     return new
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lpe_jax.models.qwen3 import Layers, Qwen3, attend, finish_block, project_qkv, rope_table
+from lpe_jax.models.qwen3 import Qwen3, attend, finish_block, project_qkv, rope_table
 
 
 @jax.jit
@@ -34,15 +34,11 @@ def residual_stream(model: Qwen3, tokens: jax.Array, start: jax.Array) -> jax.Ar
     causal = slot[None, None, :] <= slot[None, :, None]
     mask = causal & (slot[None, None, :] >= start[:, None, None])  # [B, T, T]
     rope = rope_table(slot[None, :] - start[:, None], c)
-    embedded = model.embed_tokens[...][tokens]
-
-    def block(x: jax.Array, layer: Layers) -> tuple[jax.Array, jax.Array]:
-        q, k, v = project_qkv(layer, x, rope, c)
-        x = finish_block(layer, x, attend(q, k, v, mask, c), c)
-        return x, x
-
-    _, outputs = jax.lax.scan(block, embedded, model.layers)
-    return jnp.concatenate([embedded[None], outputs])
+    stream = [model.embed_tokens[...][tokens]]
+    for layer in model.layers:
+        q, k, v = project_qkv(layer, stream[-1], rope, c)
+        stream.append(finish_block(layer, stream[-1], attend(q, k, v, mask, c), c))
+    return jnp.stack(stream)
 
 
 def mean_activations(
@@ -87,6 +83,11 @@ def joint_direction(differences: Sequence[np.ndarray], weights: Sequence[float] 
     return total / np.linalg.norm(total)
 
 
+def writers(model: Qwen3) -> list[tuple[nnx.Param, int]]:
+    """The parameters that write into the residual stream, each with its axis D."""
+    return [(model.embed_tokens, 1)] + [(p, 0) for layer in model.layers for p in (layer.o_proj, layer.down_proj)]
+
+
 def without(values: jax.Array, direction: jax.Array, axis: int) -> jax.Array:
     """values − r (r · values) along one axis, for a unit direction r [D]."""
     moved = jnp.moveaxis(values, axis, -1)
@@ -110,12 +111,7 @@ def ablate(model: Qwen3, direction: np.ndarray) -> Qwen3:
     r = r / np.linalg.norm(r)
     graph, params = nnx.split(model)
     edited = nnx.merge(graph, jax.tree.map(lambda a: a, params))
-    edited.embed_tokens[...] = _removed(model.embed_tokens[...], r, "VD,D->V", "V,D->VD")
-    edited.layers.o_proj[...] = _removed(model.layers.o_proj[...], r, "LDNH,D->LNH", "LNH,D->LDNH")
-    edited.layers.down_proj[...] = _removed(model.layers.down_proj[...], r, "LDF,D->LF", "LF,D->LDF")
+    for parameter, axis in writers(edited):
+        w = np.moveaxis(np.asarray(parameter[...], np.float64), axis, -1)
+        parameter[...] = jnp.asarray(np.moveaxis(w - (w @ r)[..., None] * r, -1, axis), parameter[...].dtype)
     return edited
-
-
-def _removed(weight: jax.Array, r: np.ndarray, contract: str, expand: str) -> jax.Array:
-    w = np.asarray(weight, np.float64)
-    return jnp.asarray(w - np.einsum(expand, np.einsum(contract, w, r), r), weight.dtype)

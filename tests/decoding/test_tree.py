@@ -13,10 +13,8 @@ from scipy import stats
 from lpe_jax.decoding import tree
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.tree import draw_counts, sample_tree, tree_leaves
-from lpe_jax.models.layout import leaves_of
 from lpe_jax.models.pair import pair_modules
-from lpe_jax.models.weights import module_from_leaves
-from tests.helpers import tiny_config
+from tests.helpers import random_module, tiny_config
 
 TOKENS = 5  # ids 5, 6 and 7 are padding rows
 EOS = 0
@@ -29,13 +27,7 @@ LEVEL = 1e-4
 
 def _model(seed):
     config = tiny_config(vocab_size=8, tie_word_embeddings=True, max_position_embeddings=64)
-    # By NumPy: jax.random would compile for seconds for each shape.
-    rng, leaves = np.random.default_rng(seed), {}
-    for leaf in leaves_of(config):
-        shape = ((config.num_layers,) if leaf.stacked else ()) + leaf.shape(config)
-        value = np.ones(shape) if "norm" in leaf.name else 0.02 * rng.standard_normal(shape)
-        leaves[leaf.name] = jnp.asarray(value, jnp.float32)
-    model = module_from_leaves(config, leaves)
+    model = random_module(config, seed)
     # Far from uniform; and the padding rows would nearly always be drawn if they could be.
     scale = jnp.where(jnp.arange(8) < TOKENS, 10.0, 200.0)
     model.embed_tokens[...] = model.embed_tokens[...] * scale[:, None]
@@ -46,8 +38,9 @@ def _model(seed):
 def pair():
     original, variant = _model(0), _model(0)
     other = _model(1)
-    for name in ("o_proj", "down_proj"):
-        getattr(variant.layers, name)[...] = 8 * getattr(other.layers, name)[...]
+    for layer, another in zip(variant.layers, other.layers, strict=True):
+        for name in ("o_proj", "down_proj"):
+            getattr(layer, name)[...] = 8 * getattr(another, name)[...]
     variant.embed_tokens[...] = 0.7 * variant.embed_tokens[...] + 0.3 * other.embed_tokens[...]
     return pair_modules(original, variant, num_tokens=TOKENS, eos_ids=(EOS,))
 
@@ -286,7 +279,7 @@ def free(pair):
 def test_memory_is_bounded_and_nothing_is_lost(pair, free, memory_bytes):
     free, wide = free[0], free[1]["waiting"]
     tight, held = _deep(pair, memory_bytes)
-    node_bytes = 8 * 9 + 8 * 7  # tokens and ancestors; depth, and sums and counts of one alpha
+    node_bytes = 8 * 9 + 8 * 8  # tokens and ancestors; depth and row, and sums and counts of one alpha
     entry_bytes = 2 * pair.config.num_layers * 2 * 2 * 8 * 4
     assert held["waiting"] <= max(memory_bytes / 2 / node_bytes, 9 * TOKENS) < wide
     assert held["pool_bytes"] <= max(memory_bytes / 2, 4 * 9 * entry_bytes) + entry_bytes

@@ -48,7 +48,8 @@ def place(tmp_path_factory):
         model = Qwen3(config, rngs=nnx.Rngs(0))
         model.lm_head[...] = 10 * model.lm_head[...]
         if name == "variant":
-            model.layers.o_proj[...] = -4 * jnp.asarray(model.layers.o_proj[...])
+            for layer in model.layers:
+                layer.o_proj[...] = -4 * jnp.asarray(layer.o_proj[...])
         leaves = {k: np.asarray(v) for k, v in leaves_from_module(model).items()}
         save_checkpoint(model.config, leaves, folder / name)
         write_tokenizer(WORDS, folder / name)

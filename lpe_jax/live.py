@@ -57,7 +57,6 @@ class _Progress:
     waiting: int = 0
     scored: int = 0
     complied: int = 0
-    said: int = 0  # tokens
 
 
 class Judged:
@@ -152,7 +151,7 @@ def run(
         first = int(at.taken[cell])
         queue.append((prompt_id, cell, range(first, first + n)))
         at.taken[cell] += n
-        at.waiting, at.scored, at.complied, at.said = n, 0, 0, 0
+        at.waiting, at.scored, at.complied = n, 0, 0
         return None
 
     def handle(rollouts: Sequence[Rollout]) -> None:
@@ -162,14 +161,13 @@ def run(
             at = progress[rollout.prompt_id]
             at.outcomes[verdict.outcome] += 1
             at.tokens += len(rollout.tokens)
-            at.said += len(rollout.tokens)
             at.waiting -= 1
             at.scored += verdict.outcome is not Outcome.UNSCORED
             if verdict.outcome is Outcome.COMPLIED:
                 at.complied += 1
                 at.scores.append((rollout.alpha, rollout.index, rollout.path_score, rollout.path_variance))
             if at.waiting == 0:
-                at.state = steps.update(at.state, at.draw, at.scored, at.complied, at.said)
+                at.state = steps.update(at.state, at.draw, at.scored, at.complied)
                 if (result := advance(rollout.prompt_id)) is not None:
                     done.append(result)
 
@@ -213,9 +211,9 @@ class _Steps:
         with float64():
             return self._next(state)
 
-    def update(self, state, draw: Draw, scored: int, complied: int, tokens: int):
+    def update(self, state, draw: Draw, scored: int, complied: int):
         with float64():
-            return self._update(state, draw, np.int32(scored), np.int32(complied), np.int32(tokens))
+            return self._update(state, draw, np.int32(scored), np.int32(complied))
 
     def result(self, state) -> tuple[Estimate, tuple[Counts, Counts | None]]:
         with float64():

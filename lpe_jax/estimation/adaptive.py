@@ -29,7 +29,6 @@ class PathState:
     drawn: Any  # [A] int32
     scored: Any  # [A] int32
     complied: Any  # [A] int32
-    tokens: Any  # [A] int32
     theta: Any  # [4]
 
 
@@ -38,9 +37,9 @@ class Path:
     """Optimal allocation for a rate at alpha = 1, a batch at a time.
 
     After each batch the bending path is fitted to the counts so far, and the next goes to the alpha at which it would
-    lower the posterior variance of log(-log P(1)) most (`design.gain`) for each token that it takes. Near alpha = 1 the
-    design would spend all on rollouts that say nothing, at alpha = 0 on what is far from 1; where in between is best
-    differs from prompt to prompt and is found out on the way.
+    lower the posterior variance of log(-log P(1)) most (`design.gain`). Near alpha = 1 the design would spend all on
+    rollouts that say nothing, at alpha = 0 on what is far from 1; where in between is best differs from prompt to
+    prompt and is found out on the way.
 
     The first rollouts are scouts, at fixed alphas. As long as nothing complied a design goes by its prior alone, and
     would look far up the path where there may be nothing to see.
@@ -114,7 +113,7 @@ class Path:
         return min(self.budget, max(batches * self.batch, self.n_scout))
 
     def init(self) -> PathState:
-        zeros = [jnp.zeros(len(self.grid), jnp.int32) for _ in range(4)]
+        zeros = [jnp.zeros(len(self.grid), jnp.int32) for _ in range(3)]
         return PathState(*zeros, bend.default_prior().mean)
 
     def next(self, state: PathState) -> Draw:
@@ -124,8 +123,7 @@ class Path:
         room = state.drawn + jnp.minimum(self.batch, left) <= self.most_per_cell
         judge = self.sensitivity, self.false_alarm
         gain = design.gain(fit, jnp.asarray(self.grid), self.batch, self.path_variance, judge)
-        per_token = gain / design.tokens_per_rollout(jnp.asarray(self.grid), state.drawn, state.tokens)
-        cell, n = jnp.argmax(jnp.where(room, per_token, -jnp.inf)), self.batch
+        cell, n = jnp.argmax(jnp.where(room, gain, -jnp.inf)), self.batch
         if self.scouts:
             unseen = state.drawn[self.scout_cells] == 0
             scouting = jnp.any(unseen)
@@ -134,20 +132,14 @@ class Path:
         narrow = (design.decades(fit) <= self.width) & (jnp.sum(state.drawn) > 0)
         return Draw(cell.astype(jnp.int32), jnp.where(narrow, 0, jnp.minimum(left, n)).astype(jnp.int32))
 
-    def update(
-        self, state: PathState, draw: Draw, scored: jax.Array, complied: jax.Array, tokens: jax.Array
-    ) -> PathState:
+    def update(self, state: PathState, draw: Draw, scored: jax.Array, complied: jax.Array) -> PathState:
         here = jnp.arange(len(self.grid)) == draw.cell
 
         def add(total, value):
             return total + jnp.where(here, jnp.asarray(value, jnp.int32), 0)
 
         state = PathState(
-            add(state.drawn, draw.n),
-            add(state.scored, scored),
-            add(state.complied, complied),
-            add(state.tokens, tokens),
-            state.theta,
+            add(state.drawn, draw.n), add(state.scored, scored), add(state.complied, complied), state.theta
         )
         return dataclasses.replace(state, theta=self._fit(state, _STEPS).theta)
 
@@ -159,7 +151,7 @@ class Path:
 
     @in_float64(static=("self",))
     def counts(self, state: PathState) -> Counts:
-        return Counts(jnp.asarray(self.grid), state.scored, state.complied, state.tokens)
+        return Counts(jnp.asarray(self.grid), state.scored, state.complied)
 
     def parts(self, state: PathState) -> tuple[Counts, None]:
         """(all counts, None): searching and fitting are one."""

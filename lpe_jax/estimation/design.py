@@ -19,8 +19,6 @@ from lpe_jax.types import Counts
 PATH_VARIANCE = 60.0
 # Rates above this are likely to come out as common, and be left out of the fit.
 _NEAR_PLATEAU = 0.9 * bend.PLATEAU
-# Behind the slope of rollouts' lengths in alpha: that of twenty rollouts a quarter away from their mean alpha.
-_FLAT = 1.0
 # Alphas and numbers of rollouts among which `settling` looks.
 _ALPHAS = 21
 _MOST = 1e9
@@ -59,19 +57,6 @@ def gain(
     moved = direction @ fit.covariance  # [2, A, 4]
     lowered = jnp.sum(weight * moved[..., END] ** 2, axis=0)
     return lowered / (1.0 + n * jnp.sum(weight * jnp.sum(moved * direction, axis=-1), axis=0))
-
-
-def tokens_per_rollout(alpha: jax.Array, drawn: jax.Array, tokens: jax.Array) -> jax.Array:
-    """How long a rollout is to be expected at each alpha [A], from those drawn [A] and their tokens [A].
-
-    A line in alpha by least squares, its slope shrunk as if rollouts without one stood behind it too; at least a
-    quarter of the mean, and 1 as long as nothing was drawn.
-    """
-    n, total = jnp.asarray(drawn, float), jnp.asarray(tokens, float)
-    mean = jnp.sum(total) / jnp.maximum(jnp.sum(n), 1.0)
-    away = alpha - jnp.sum(n * alpha) / jnp.maximum(jnp.sum(n), 1.0)
-    slope = jnp.sum(away * (total - n * mean)) / (jnp.sum(n * away**2) + _FLAT)
-    return jnp.where(jnp.sum(total) > 0, jnp.maximum(mean + slope * away, mean / 4.0), 1.0)
 
 
 def decades(fit: Fit) -> jax.Array:

@@ -145,9 +145,7 @@ class LPE:
         n = jnp.where(state.phase == SEARCH, self.n_search, jnp.where(state.phase == FIT, n_fit, 0))
         return Draw(state.cell, n.astype(jnp.int32))
 
-    def update(
-        self, state: LPEState, draw: Draw, scored: jax.Array, complied: jax.Array, tokens: jax.Array
-    ) -> LPEState:
+    def update(self, state: LPEState, draw: Draw, scored: jax.Array, complied: jax.Array) -> LPEState:
         """A pure step. Results of a draw of n == 0 leave the state as it is."""
         size = len(self.grid)
         searching, fitting = (state.phase == phase for phase in (SEARCH, FIT))

@@ -59,9 +59,7 @@ class Naive:
         n = jnp.where(state.drawn[0] == 0, self.n, 0)
         return Draw(jnp.zeros_like(n), n)
 
-    def update(
-        self, state: NaiveState, draw: Draw, scored: jax.Array, complied: jax.Array, tokens: jax.Array
-    ) -> NaiveState:
+    def update(self, state: NaiveState, draw: Draw, scored: jax.Array, complied: jax.Array) -> NaiveState:
         return NaiveState(
             state.drawn + jnp.asarray(draw.n, jnp.int32),
             state.scored + jnp.asarray(scored, jnp.int32),

@@ -48,9 +48,8 @@ class Procedure(Protocol):
     def next(self, state: Any) -> Draw:
         """What to draw next."""
 
-    def update(self, state: Any, draw: Draw, scored: jax.Array, complied: jax.Array, tokens: jax.Array) -> Any:
-        """The state after the draw came back with `scored` <= draw.n verdicts, `complied` of them compliant; its
-        rollouts have `tokens` between them."""
+    def update(self, state: Any, draw: Draw, scored: jax.Array, complied: jax.Array) -> Any:
+        """The state after the draw came back with `scored` <= draw.n verdicts, `complied` of them compliant."""
 
     def estimate(self, state: Any) -> Estimate:
         """The rate at alpha = 1, from whatever has been drawn so far."""
@@ -62,14 +61,14 @@ class Procedure(Protocol):
         """The same split in two: (what the estimate is fitted to, what only a search saw); None without a search."""
 
 
-Roll = Callable[[Draw, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
+Roll = Callable[[Draw, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def drive(procedure: Procedure, roll: Roll) -> Any:
     """Runs one prompt's procedure to its end as a `lax.while_loop`; vmap it for many. Returns the final state.
 
-    roll(draw, first) gives (scored, complied, tokens) of the rollouts first, ..., first + draw.n - 1 at draw.cell; it
-    is called under trace, so it must be pure.
+    roll(draw, first) gives (scored, complied) of the rollouts first, ..., first + draw.n - 1 at draw.cell; it is
+    called under trace, so it must be pure.
     """
 
     def more(carry):
@@ -78,21 +77,19 @@ def drive(procedure: Procedure, roll: Roll) -> Any:
     def step(carry):
         state, taken = carry
         draw = procedure.next(state)
-        return procedure.update(state, draw, *roll(draw, taken[draw.cell])), taken.at[draw.cell].add(draw.n)
+        scored, complied = roll(draw, taken[draw.cell])
+        return procedure.update(state, draw, scored, complied), taken.at[draw.cell].add(draw.n)
 
     taken = jnp.zeros(len(procedure.grid), jnp.int32)
     return jax.lax.while_loop(more, step, (procedure.init(), taken))[0]
 
 
-def replay(
-    procedure: Procedure, complied: jax.Array, scored: jax.Array | None = None, tokens: jax.Array | None = None
-) -> tuple[Any, Estimate]:
+def replay(procedure: Procedure, complied: jax.Array, scored: jax.Array | None = None) -> tuple[Any, Estimate]:
     """What the procedure would have said had it drawn these outcomes; returns (state, estimate).
 
     complied: [..., A, N] bool, outcome i of alpha procedure.grid[a], taken in order; N >= procedure.most_per_cell.
-    scored: the same shape, False where the judge said unscored (default: all scored). tokens: the same shape, how long
-    each rollout is (default: all alike). Leading axes (repeats, prompts) come out in front of every field of state and
-    estimate. Raises ValueError if the table is too small.
+    scored: the same shape, False where the judge said unscored (default: all scored). Leading axes (repeats,
+    prompts) come out in front of every field of state and estimate. Raises ValueError if the table is too small.
     """
     need = (len(procedure.grid), procedure.most_per_cell)
     have = jnp.shape(complied)[-2:]
@@ -101,24 +98,21 @@ def replay(
             f"outcomes have shape {jnp.shape(complied)}, and the procedure needs [..., {need[0]}, N] with "
             f"N >= {need[1]}: one row per alpha of its grid."
         )
-    ones = jnp.ones(jnp.shape(complied), jnp.int32)
-    return _replay(procedure, complied, ones if scored is None else scored, ones if tokens is None else tokens)
+    return _replay(procedure, complied, jnp.ones_like(complied, bool) if scored is None else scored)
 
 
 @in_float64(static=("procedure",))
-def _replay(procedure: Procedure, complied: jax.Array, scored: jax.Array, tokens: jax.Array) -> tuple[Any, Estimate]:
-    def one(complied, scored, tokens):  # [A, N]
+def _replay(procedure: Procedure, complied: jax.Array, scored: jax.Array) -> tuple[Any, Estimate]:
+    def one(complied, scored):  # [A, N]
         index = jnp.arange(complied.shape[1])
 
         def roll(draw, first):
-            drawn = (index >= first) & (index < first + draw.n)
-            wanted = scored[draw.cell] & drawn
-            said = jnp.sum(jnp.where(drawn, tokens[draw.cell], 0))
-            return jnp.sum(wanted), jnp.sum(wanted & complied[draw.cell]), said
+            wanted = scored[draw.cell] & (index >= first) & (index < first + draw.n)
+            return jnp.sum(wanted), jnp.sum(wanted & complied[draw.cell])
 
         state = drive(procedure, roll)
         return state, procedure.estimate(state)
 
     for _ in range(complied.ndim - 2):
         one = jax.vmap(one)
-    return one(complied.astype(bool), scored.astype(bool), tokens)
+    return one(complied.astype(bool), scored.astype(bool))

@@ -223,7 +223,7 @@ class Adaptively:
                 had = state.drawn[draw.cell]
                 has = (had + draw.n) // self._unit
                 got = jax.tree.map(lambda x: x[has, draw.cell] - x[had // self._unit, draw.cell], reached)
-                state = path.update(state, draw, got.scored, got.complied, got.tokens)
+                state = path.update(state, draw, got.scored, got.complied)
                 return state, state.drawn
 
             return jax.lax.scan(step, path.init(), None, length=len(path.scouts) + max(batches))[1]

@@ -45,18 +45,6 @@ def test_no_alpha_gets_more_than_its_share():
     assert np.asarray(state.drawn).max() == 20 and (np.asarray(state.drawn).sum(1) == 130).all()
 
 
-def test_rollouts_go_where_they_are_short():
-    """Twenty times as long at alpha = 0 as at 1: the same outcomes are looked for further up the path."""
-    table = outcomes(-4, 130, 8)
-    length = np.broadcast_to(np.round(10 + 190 * (1 - SMALL.grid))[:, None].astype(int), table.shape)
-    alike, uneven = (replay(SMALL, table, tokens=t)[0] for t in (None, length))
-    mean_alpha = [(np.asarray(s.drawn).sum(0) @ SMALL.grid) / np.asarray(s.drawn).sum() for s in (alike, uneven)]
-    assert mean_alpha[1] > mean_alpha[0] + 0.02
-    spent = [(np.asarray(s.drawn) * length[0, :, 0]).sum() for s in (alike, uneven)]
-    assert spent[1] < 0.95 * spent[0]
-    np.testing.assert_array_equal(uneven.tokens, uneven.drawn * length[0, :, 0])
-
-
 def test_a_width_stops_as_soon_as_it_is_reached():
     state, estimate = replay(Path(budget=2000, width=2.0), outcomes(-3, 2000, 2, prompts=6))
     assert (np.asarray(state.drawn).sum(1) < 2000).all()
@@ -74,7 +62,7 @@ def test_the_first_rollouts_are_scouts():
         for _ in range(4):
             draw = advance(state)
             seen.append((round(float(path.grid[draw.cell]), 9), int(draw.n)))
-            state = update(state, draw, draw.n, none, none)
+            state = update(state, draw, draw.n, none)
         assert seen == [(0.6, 10), (0.45, 10), (0.3, 10), (0.15, 10)]
         assert int(advance(state).n) == path.batch
 

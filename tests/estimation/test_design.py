@@ -80,24 +80,3 @@ def test_nothing_more_is_needed_where_it_is_settled_and_more_where_rates_are_rar
 def test_what_no_rollouts_could_settle_is_infinite():
     _, n = design.settling(some_counts(), 1e-9)
     assert float(n) == np.inf
-
-
-def test_expected_length_is_a_shrunk_line():
-    """Against least squares on single rollouts, with one pseudo-observation that holds the slope back."""
-    alpha, drawn, tokens = np.array([1.0, 0.5, 0.25, 0.0]), np.array([0, 20, 10, 5]), np.array([0, 400, 350, 200])
-    with float64():
-        got = design.tokens_per_rollout(jnp.asarray(alpha), jnp.asarray(drawn), jnp.asarray(tokens))
-    n, mean = drawn.sum(), tokens.sum() / drawn.sum()
-    away = alpha - drawn @ alpha / n
-    rows = np.repeat(away, drawn)
-    said = np.repeat(np.divide(tokens, drawn, out=np.zeros(4), where=drawn > 0), drawn) - mean
-    slope = np.linalg.lstsq(np.append(rows, 1.0)[:, None], np.append(said, 0.0), rcond=None)[0][0]
-    np.testing.assert_allclose(got, mean + slope * away, rtol=1e-12)
-
-
-def test_expected_length_stays_positive_and_is_one_before_anything_is_drawn():
-    with float64():
-        alpha = jnp.linspace(1.0, 0.0, 5)
-        steep = design.tokens_per_rollout(alpha, jnp.array([0, 0, 0, 100, 100]), jnp.array([0, 0, 0, 1000, 9000]))
-        none = design.tokens_per_rollout(alpha, jnp.zeros(5), jnp.zeros(5))
-    assert float(steep[0]) == 12.5 and (np.asarray(none) == 1).all()

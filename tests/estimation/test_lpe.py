@@ -130,7 +130,7 @@ def test_stepping_by_hand_is_replay():
         for i, (cell, n) in enumerate(zip(np.asarray(draw.cell), np.asarray(draw.n), strict=True)):
             part = slice(taken[i, cell], taken[i, cell] + n)
             taken[i, cell] += n
-            results.append((scored[i, cell, part].sum(), complied[i, cell, part].sum(), 0))
+            results.append((scored[i, cell, part].sum(), complied[i, cell, part].sum()))
         state = step(state, draw, *np.array(results, np.int32).T)
     expected_state, expected = replay(lpe, complied, scored)
     for got, want in zip(jax.tree.leaves(state)[:6], jax.tree.leaves(expected_state)[:6], strict=True):

@@ -40,7 +40,7 @@ def test_by_hand_in_a_float32_session():
     state = naive.init()
     draw = naive.next(state)
     assert (int(draw.cell), int(draw.n)) == (0, 7)
-    state = naive.update(state, draw, 7, 2, 30)
+    state = naive.update(state, draw, 7, 2)
     assert int(naive.next(state).n) == 0
     np.testing.assert_allclose(naive.estimate(state).log10_rate, np.log10(2 / 7), rtol=1e-12)
 

@@ -166,7 +166,7 @@ class Asked:
             "thinking": self.thinking,
             "judge": judge.identity,
             "batch_size": self.rows,
-            # Cores that share rows are a matter of the machine that happens to be there.
+            # How many cores share the rows changes rounding at most, and a run may go on on another machine.
             "mesh": None if mesh is None or (on_cpu and mesh.shape["model"] == 1) else dict(mesh.shape),
             # Another compiler or chip rounds otherwise, and a draw on the edge then goes the other way.
             "device": jax.devices()[0].device_kind,

@@ -126,15 +126,17 @@ def read_eos_ids(folder: Path) -> tuple[int, ...]:
 
 def split_cpu(rows: int) -> None:
     """Lets JAX see several cores of a CPU as a device each, as many as can share rows evenly; too late once JAX runs.
+    Another number that was asked for stays.
 
     XLA takes one core for the small operations of a tiny model, whatever there are. Devices that split the rows draw
     the same rollouts side by side. For larger models it would be a loss: each device keeps weights of its own, and XLA
     splits the products among cores by itself.
     """
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    asked = jax.config.jax_num_cpu_devices >= 0
+    if asked or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     most = min(cores(), rows // _ROWS_PER_CORE)
-    # JAX refuses once it runs, and for its own reasons.
+    # JAX refuses once it runs; then there are the devices that there are.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", next((n for n in range(most, 0, -1) if rows % n == 0), 1))
 

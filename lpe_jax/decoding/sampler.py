@@ -34,9 +34,9 @@ STEPS = 16
 class Sampler:
     """Draws rollouts of a pair.
 
-    A request's tokens depend on (seed, prompt, alpha, index) and on the compiled shape (batch_size, prompt_slots), not
-    on what is drawn beside it, before or after: float32 rounding is the same for a row wherever it sits in a batch of
-    one shape, and whenever it began.
+    A request's tokens depend on (seed, prompt, alpha, index), and by rounding on the compiled shape (batch_size,
+    prompt_slots, devices), not on what is drawn beside it, before or after: float32 rounding is the same for a row
+    wherever it sits in a batch of one shape, and whenever it began.
 
     Attributes:
       pair: both models; with one of them alone (`alone`) only alpha = 1 is drawn, and logp_variant, path_score and
@@ -61,6 +61,8 @@ class Sampler:
     def __post_init__(self):
         if self.pair.models == 1 and self.grid is not None:
             raise ValueError("one model is run, and log p at a grid takes both")
+        if self.mesh is not None and self.batch_size % self.mesh.shape["data"]:
+            raise ValueError(f"batch_size = {self.batch_size} is not a multiple of the devices of {self.mesh.shape}")
 
     @functools.cached_property
     def alone(self) -> Sampler:
@@ -80,7 +82,7 @@ class Sampler:
 
     @property
     def tickets(self) -> int:
-        """Tickets of a group: one for each row, and one for what it does next."""
+        """Tickets of a group, two for each row: what it does, and what it does next."""
         return 2 * self.rows_per_prompt
 
     @functools.cached_property

@@ -155,8 +155,8 @@ def tree_leaves(
         None to go on. A prefix with a label becomes a leaf: right for anything that the prefix settles, such as
         an outcome that no continuation can change.
       original_only: run one model, at about half the cost; every alpha must be 1.
-      batch: nodes evaluated at a time.
-      memory_bytes: roughly what waiting nodes and the pool may take together. It sets how many nodes are
+      batch: nodes evaluated at a time, at most. Each keeps keys and values of max_new_tokens tokens on the device.
+      memory_bytes: on the host, roughly what waiting nodes and the pool may take together. It sets how many nodes are
         expanded at a time; one by one is the least, which needs max_new_tokens · V waiting nodes at worst.
 
     Raises:
@@ -166,7 +166,11 @@ def tree_leaves(
     rollouts = np.asarray(rollouts, np.int64)
     _check(pair, prompt, alphas, rollouts, settings, original_only, batch)
     rng = np.random.default_rng(seed)
-    evaluator = Evaluator(pair, prompt, alphas, settings, original_only, batch)
+    vocab = min(pair.num_tokens, pair.config.vocab_size)
+    widest = _most_waiting(memory_bytes, settings.max_new_tokens, len(alphas)) // vocab - settings.max_new_tokens
+    # No wider than the walk can ever be, in steps of 2 so that few shapes are compiled: every row costs, in use or not.
+    rows = 1 << (max(1, min(int(rollouts.sum()), widest)) - 1).bit_length()
+    evaluator = Evaluator(pair, prompt, alphas, settings, original_only, min(batch, rows))
     walk = _Walk(evaluator, settings.max_new_tokens, memory_bytes)
     walk.push(_root(alphas, rollouts, settings.max_new_tokens))
     eos = np.array(pair.eos_ids)
@@ -227,6 +231,11 @@ def _who_goes_on(children: _Nodes, parent: np.ndarray, row: np.ndarray) -> tuple
     return there[~goes_on], there[goes_on]
 
 
+def _most_waiting(memory_bytes: int, max_new_tokens: int, alphas: int) -> int:
+    """How many nodes may wait: half the memory is theirs."""
+    return memory_bytes // 2 // (8 * max_new_tokens + 8 * (4 * alphas + 4))
+
+
 class _Walk:
     """The stack of waiting nodes and the pool of keys and values of their ancestors.
 
@@ -238,8 +247,7 @@ class _Walk:
     def __init__(self, evaluator: Evaluator, max_new_tokens: int, memory_bytes: int):
         a = len(evaluator.grid) - 2
         self.evaluator, self.depth, self.batch = evaluator, max_new_tokens, evaluator.rows
-        node_bytes = 8 * max_new_tokens + 8 * (4 * a + 4)
-        self.most_waiting = memory_bytes // 2 // node_bytes
+        self.most_waiting = _most_waiting(memory_bytes, max_new_tokens, a)
         entries = max(memory_bytes // 2 // evaluator.entry_bytes, 4 * max_new_tokens) + 1
         self.pool = np.empty((entries, *evaluator.entry_shape), evaluator.dtype)
         self.pool[0] = 0

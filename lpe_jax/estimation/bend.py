@@ -82,8 +82,9 @@ class Fit:
 # Alphas at which so large a share complied are left out. A variant that complies with 95 % and never more is on a
 # plateau, which no product of decisions explains, and those few refusals would decide about the whole curve.
 PLATEAU = 0.75
-# No path is quite a product of decisions that are alike. Where scores hardly scatter they would pin the curve down more
-# closely than it deserves to be believed: its slope is off by so much (standard deviation, nats per unit alpha) ...
+# No path is quite a product of decisions that are alike. Where scores hardly scatter they would pin the curve down
+# more closely than it deserves to be believed: its slope is off by so much (standard deviation, nats per unit alpha),
+# and the variance of scores by the square of it ...
 SLOPE_DOUBT = 1.0
 # ... the scatter of scores is taken for what E[V] says with the weight of so many hits, ...
 HITS_OF_EXPECTED = 3.0
@@ -262,14 +263,21 @@ def _likelihood(theta: jax.Array, data: Evidence) -> tuple[jax.Array, jax.Array,
     scatter = (jnp.sum(within) + HITS_OF_EXPECTED * expected) / (jnp.sum(free) + HITS_OF_EXPECTED)
     error = scatter / hits + SLOPE_DOUBT**2
     off = mean - slope
-    # Their squares about it tell the turn.
-    spread = jnp.maximum(expected + turn, 0.1 * expected + 1e-6)
+    # Their squares about it tell the turn, where the curve leaves them any variance, no more closely than slopes do.
+    left = expected + turn
+    spread = jnp.maximum(left, 0.1 * expected) + SLOPE_DOUBT**2
     freedom = free / (1.0 + free / MOST_FREEDOM)
-    ratio = within / jnp.maximum(free, 1.0) / spread
+    ratio = (within / jnp.maximum(free, 1.0) + SLOPE_DOUBT**2) / spread
+    some_left = (left > 0.1 * expected) | (ratio > 1.0)
     total += jnp.sum(jnp.where(some, -0.5 * (off**2 / error + freedom * (jnp.log(spread) + ratio)), 0.0))
     by_slope, by_spread, of_slope, of_spread = (
-        jnp.where(some, x, 0.0)
-        for x in (off / error, 0.5 * freedom * (ratio - 1.0) / spread, 1.0 / error, 0.5 * freedom / spread**2)
+        jnp.where(told, x, 0.0)
+        for told, x in (
+            (some, off / error),
+            (some & some_left, 0.5 * freedom * (ratio - 1.0) / spread),
+            (some, 1.0 / error),
+            (some & some_left, 0.5 * freedom / spread**2),
+        )
     )
 
     gradient = jnp.einsum("GA,GAT->T", jnp.stack([first, by_slope, by_spread]), by_theta)

@@ -77,27 +77,27 @@ _BESIDE_LAYERS = (
     Leaf("norm", "model.norm.weight", ("D",)),
 )
 HEAD = Leaf("lm_head", "lm_head.weight", ("V", "D"))
-# Of every layer, without its number.
+# Of every layer: name in the module, name in a checkpoint, axes.
 _LAYER = (
-    Leaf("input_norm", "input_layernorm", ("D",)),
-    Leaf("q_proj", "self_attn.q_proj", ("NH", "D")),
-    Leaf("k_proj", "self_attn.k_proj", ("KH", "D")),
-    Leaf("v_proj", "self_attn.v_proj", ("KH", "D")),
-    Leaf("q_norm", "self_attn.q_norm", ("H",)),
-    Leaf("k_norm", "self_attn.k_norm", ("H",)),
-    Leaf("o_proj", "self_attn.o_proj", ("D", "NH")),
-    Leaf("post_attention_norm", "post_attention_layernorm", ("D",)),
-    Leaf("gate_proj", "mlp.gate_proj", ("F", "D")),
-    Leaf("up_proj", "mlp.up_proj", ("F", "D")),
-    Leaf("down_proj", "mlp.down_proj", ("D", "F")),
+    ("input_norm", "input_layernorm", ("D",)),
+    ("q_proj", "self_attn.q_proj", ("NH", "D")),
+    ("k_proj", "self_attn.k_proj", ("KH", "D")),
+    ("v_proj", "self_attn.v_proj", ("KH", "D")),
+    ("q_norm", "self_attn.q_norm", ("H",)),
+    ("k_norm", "self_attn.k_norm", ("H",)),
+    ("o_proj", "self_attn.o_proj", ("D", "NH")),
+    ("post_attention_norm", "post_attention_layernorm", ("D",)),
+    ("gate_proj", "mlp.gate_proj", ("F", "D")),
+    ("up_proj", "mlp.up_proj", ("F", "D")),
+    ("down_proj", "mlp.down_proj", ("D", "F")),
 )
 
 
 def leaves_of(config: Qwen3Config) -> list[Leaf]:
     """The parameters a module of this config has; a tied head is the embedding."""
     layers = [
-        Leaf(f"layers.{i}.{leaf.name}", f"model.layers.{i}.{leaf.hf_name}.weight", leaf.axes)
+        Leaf(f"layers.{i}.{name}", f"model.layers.{i}.{hf_name}.weight", axes)
         for i in range(config.num_layers)
-        for leaf in _LAYER
+        for name, hf_name, axes in _LAYER
     ]
     return [*_BESIDE_LAYERS, *([] if config.tie_word_embeddings else [HEAD]), *layers]

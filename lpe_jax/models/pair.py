@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -108,6 +109,7 @@ class Pair:
         return nnx.merge(self.graphdef, jax.tree.unflatten(treedef, leaves))
 
 
+@functools.cache  # tracing 36 layers takes seconds
 def _abstract_state(config: Qwen3Config) -> tuple[Any, Any]:
     return nnx.split(nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0))))
 

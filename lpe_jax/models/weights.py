@@ -36,7 +36,7 @@ def load_leaf(leaf: Leaf, checkpoints: Sequence[Checkpoint], dtype: jnp.dtype, m
     shape = leaf.shape(config)
     lead = (len(checkpoints),) if len(checkpoints) > 1 else ()
     place = _sharding(mesh, PartitionSpec(*(None,) * len(lead), *leaf.spec()))
-    array = jax.jit(lambda: jnp.zeros(lead + shape, dtype), out_shardings=place)()
+    array = jnp.zeros(lead + shape, dtype, device=place)
     for copy, checkpoint in enumerate(checkpoints):
         at = (copy,) if lead else ()
         for row, piece in _pieces(leaf, checkpoint, dtype, mesh):

@@ -284,11 +284,11 @@ def test_no_step_copies_the_weights():
 
 
 def test_no_step_copies_the_cache():
-    """Temporary memory is at most a fifth of the keys and values: a layer at a time."""
+    """Temporary memory is far below one layer's keys and values: a scan over stacked layers would copy those."""
     shape = {"num_layers": 8, "head_dim": 32}
     pair = tiny_pair(**shape)
     of_cache = sum(a.nbytes for a in jax.tree.leaves(cache.empty_responses(pair, 64, 256)))
-    assert temporary_bytes(pair, 8, 8, 256) < 0.2 * of_cache
+    assert temporary_bytes(pair, 8, 8, 256) < 0.1 * of_cache
 
 
 def test_logits_that_are_not_finite_are_refused():

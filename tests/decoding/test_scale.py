@@ -1,5 +1,6 @@
 """The decode on a mesh that splits rows: the same rollouts on any number of devices, which never ask each other."""
 
+import os
 import subprocess
 import sys
 
@@ -72,3 +73,23 @@ print(jax.device_count())
 def test_cores_of_a_cpu_are_devices_that_share_rows():
     out = subprocess.run([sys.executable, "-c", CORES], capture_output=True, text=True, check=False)
     assert out.stdout.splitlines() == ["3 {'data': 3, 'model': 1}", "3"], out.stderr[-2000:]
+
+
+WIRED = """
+import sys
+from lpe_jax import loading
+from lpe_jax.sweep import Sweep
+loading.cores = lambda: 2
+given = {"alphas": (1.0, 0.0), "model_parallel": 1, "batch_size": int(sys.argv[1]), "share_prefixes": False}
+mesh = Sweep(**dict.fromkeys(Sweep.__dataclass_fields__) | given).mesh()
+print(None if mesh is None else dict(mesh.shape))
+"""
+
+
+@pytest.mark.parametrize(("rows", "mesh"), [(64, "{'data': 2, 'model': 1}"), (33, "None"), (16, "None")])
+def test_a_tiny_world_is_drawn_on_all_cores_that_can_share_its_rows(rows, mesh):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    out = subprocess.run(
+        [sys.executable, "-c", WIRED, str(rows)], capture_output=True, text=True, check=False, env=environment
+    )
+    assert out.stdout.strip() == mesh, out.stderr[-2000:]

@@ -296,6 +296,15 @@ def test_waiting_nodes_are_bounded(pair, free):
     assert 9 * TOKENS < held["waiting"] <= 100
 
 
+def test_rows_go_on_with_their_own_prefix(pair):
+    """Most nodes are evaluated where their ancestors' keys and values are, once rollouts have parted."""
+    at_home, settle = [], tree._Walk._settle
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree._Walk, "_settle", lambda walk, nodes: at_home.append(nodes.row >= 0) or settle(walk, nodes))
+        sample_tree(pair, PROMPT, [0.2], [300], SamplingSettings(max_new_tokens=20), seed=4, batch=32)
+    assert np.concatenate(at_home).mean() > 0.6
+
+
 def test_the_seed_decides(pair):
     def run(seed):
         return sample_tree(pair, PROMPT, ALPHAS, [1000] * len(ALPHAS), SETTINGS, seed=seed)

@@ -69,10 +69,11 @@ def log_posterior(theta, data: Evidence, prior: Prior):
         k, mean_v, mean = data.hits[i], data.variance[i] / data.hits[i], data.score[i] / data.hits[i]
         scatter = (sum(within.values()) + bend.HITS_OF_EXPECTED * mean_v) / free
         total -= 0.5 * (mean - slope[i]) ** 2 / (scatter / k + bend.SLOPE_DOUBT**2)
-        spread = max(mean_v + turn[i], 0.1 * mean_v)
+        doubt = bend.SLOPE_DOUBT**2
+        spread = max(mean_v + turn[i], 0.1 * mean_v) + doubt
         if k > 1:
             freedom = 1 / (1 / (k - 1) + 1 / bend.MOST_FREEDOM)
-            total -= 0.5 * freedom * (np.log(spread) + within[i] / (k - 1) / spread)
+            total -= 0.5 * freedom * (np.log(spread) + (within[i] / (k - 1) + doubt) / spread)
     away = theta - np.asarray(prior.mean)
     return total - 0.5 * away @ np.linalg.solve(np.asarray(prior.covariance), away)
 
@@ -90,6 +91,19 @@ def test_the_fit_is_the_mode_that_scipy_finds(scores):
         options={"xatol": 1e-7, "fatol": 1e-10, "maxiter": 20_000, "maxfev": 20_000, "adaptive": True},
     )  # fmt: skip
     np.testing.assert_allclose(fit.theta, best.x, atol=2e-4)
+
+
+@pytest.mark.parametrize("end", [-2.0, -6.0])
+def test_scores_that_do_not_scatter_do_not_break_the_fit(end):
+    """An exactly straight path without style: all scores are its slope, and leave no variance to explain."""
+    with float64():
+        value = np.log(0.9) + (end * np.log(10) - np.log(0.9)) * ALPHA
+        slope, turn = np.full(len(ALPHA), value[0] - value[-1]), np.zeros(len(ALPHA))
+        data = evidence_of(np.exp(value), tau=0.0, slope=slope, turn=turn)
+        fit = bend.fit(data, bend.default_prior())
+    # Its slope is believed to SLOPE_DOUBT nats and not more closely, and is off by no more.
+    got, error = -np.exp(float(fit.theta[1])), np.exp(float(fit.theta[1])) * float(fit.covariance[1, 1]) ** 0.5
+    assert 0.05 < error < 2.0 and abs(got - value[0]) < 2.5 * error
 
 
 def test_with_one_decision_it_is_logistic_regression():

@@ -168,7 +168,7 @@ def tree_leaves(
     rng = np.random.default_rng(seed)
     vocab = min(pair.num_tokens, pair.config.vocab_size)
     widest = _most_waiting(memory_bytes, settings.max_new_tokens, len(alphas)) // vocab - settings.max_new_tokens
-    # No wider than the walk can ever be, in steps of 2 so that few shapes are compiled: every row costs, in use or not.
+    # No wider than the walk can ever be, as every row costs, in use or not; powers of 2 are few shapes to compile.
     rows = 1 << (max(1, min(int(rollouts.sum()), widest)) - 1).bit_length()
     evaluator = Evaluator(pair, prompt, alphas, settings, original_only, min(batch, rows))
     walk = _Walk(evaluator, settings.max_new_tokens, memory_bytes)

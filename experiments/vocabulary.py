@@ -76,12 +76,20 @@ flags.DEFINE_enum(
 flags.DEFINE_integer(
     "model_parallel", 1, "Devices that share one copy of the models; the others take rows.", lower_bound=1
 )
+flags.DEFINE_enum(
+    "pair_mode",
+    "auto",
+    ["auto", "copies", "shared", "ablated"],
+    "What is kept once for both models. copies: nothing; shared: equal weights; ablated: all weights, where the "
+    "variant is the original with low-rank edits; auto: ablated where that is exact up to rounding, else shared.",
+)
 
 
 # The fields of lpe_jax.job.Job that programs share.
 JOB_FLAGS = (
     *("original", "variant", "prompts", "functional_category", "limit", "judge", "thinking", "seed"),
     *("max_new_tokens", "temperature", "top_k", "top_p", "batch_size", "dtype", "model_parallel"),
+    "pair_mode",
 )
 
 

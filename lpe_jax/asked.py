@@ -52,6 +52,7 @@ class Asked:
     batch_size: int | None
     dtype: str
     model_parallel: int
+    pair_mode: str = "auto"
     world: str | None = None
 
     @property
@@ -129,7 +130,7 @@ class Asked:
         if dtype_of(self.dtype) == "float32":
             # Accelerators multiply float32 matrices in fewer bits unless told otherwise.
             jax.config.update("jax_default_matmul_precision", "highest")
-        return load(*self.sources, dtype=self.dtype, mesh=mesh)
+        return load(*self.sources, dtype=self.dtype, mesh=mesh, pair_mode=self.pair_mode)
 
     def truth(self, loaded: Loaded) -> dict[str, Truth]:
         """True rates by prompt id, where a tiny world's own prompts are sampled and judged as its truth was."""

@@ -18,6 +18,7 @@ from lpe_jax.machine import cores
 from lpe_jax.models.checkpoint import open_checkpoint, verified
 from lpe_jax.models.config import read_json
 from lpe_jax.models.pair import Pair, check_same_shape, load_pair
+from lpe_jax.models.sharing import find_sharing
 from lpe_jax.prompts import chat
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Loaded:
     """A pair, the tokenizer both read with (the original's), and what was found while loading.
 
     Attributes:
-      identity: hashes of weights and tokenizer, and the dtype: what a run's settings must hold.
+      identity: hashes of weights and tokenizer, the dtype and the pair mode: what a run's settings must hold.
       notes: remarks for the user, one sentence each.
     """
 
@@ -47,15 +48,18 @@ class Loaded:
         return chat.decode_text(self.tokenizer, tokens, self.pair.eos_ids)
 
 
-def load(original: str, variant: str, *, dtype: str = "auto", mesh: Mesh | None = None) -> Loaded:
+def load(
+    original: str, variant: str, *, dtype: str = "auto", mesh: Mesh | None = None, pair_mode: str = "auto"
+) -> Loaded:
     """Loads original and variant, local folders or hub ids, and refuses two that do not belong together.
 
     Args:
       dtype: "float32", "bfloat16" or "float16"; "auto" is float32 on CPU and bfloat16 elsewhere.
+      pair_mode: what is kept once, see lpe_jax.models.sharing.find_sharing.
 
     Raises:
       CheckpointError: one of them cannot be loaded.
-      PairError: their tokenizers or shapes differ.
+      PairError: their tokenizers or shapes differ, or they cannot be kept as pair_mode says.
     """
     dtype = dtype_of(dtype)
     opened = [open_checkpoint(source) for source in (original, variant)]
@@ -76,8 +80,12 @@ def load(original: str, variant: str, *, dtype: str = "auto", mesh: Mesh | None 
         notes.append(difference)
     if eos[0] != eos[1]:
         notes.append(f"end-of-sequence ids differ ({eos[0]} and {eos[1]}); the original's are used for both")
-    pair = load_pair(*checkpoints, num_tokens=len(tokenizer), eos_ids=eos[0], dtype=DTYPES[dtype], mesh=mesh)
-    if all(pair.shared):
+    sharing = find_sharing(*checkpoints, pair_mode, DTYPES[dtype])
+    pair = load_pair(
+        *checkpoints, num_tokens=len(tokenizer), eos_ids=eos[0], dtype=DTYPES[dtype], mesh=mesh, sharing=sharing
+    )
+    notes.append(sharing.why)
+    if checkpoints[0].fingerprint == checkpoints[1].fingerprint:
         notes.append("original and variant have identical weights: every alpha is the same model")
     identity = {
         "original_weights": checkpoints[0].fingerprint,
@@ -85,6 +93,7 @@ def load(original: str, variant: str, *, dtype: str = "auto", mesh: Mesh | None 
         "tokenizer": chat.fingerprint(tokenizer),
         "eos_ids": list(pair.eos_ids),
         "dtype": dtype,
+        "pair_mode": sharing.mode,
     }
     return Loaded(pair, tokenizer, identity, tuple(notes))
 

@@ -120,7 +120,7 @@ def _advance(
     rope = rope_table(position[:, None], c)
     in_prompt = jnp.arange(of_prompts.k[0].shape[2])[None, :] < seen[:, None]  # [G, P]
     in_response = jnp.arange(of_responses.v[0].shape[2])[None, :] <= age[:, None]  # [B, W]
-    x = model.embed_tokens[...][token[:, None]]  # [B, 1, D]
+    x = model.embed(token[:, None])  # [B, 1, D]
     written: list[tuple[jax.Array, jax.Array]] = []
     for i, layer in enumerate(model.layers):
         q, k, v = project_qkv(layer, x, rope, c)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -17,7 +18,7 @@ from lpe_jax.errors import CheckpointError
 from lpe_jax.models.config import Qwen3Config, read_config, read_json
 from lpe_jax.models.layout import HEAD, Leaf, leaves_of
 
-_LOADABLE = ("F32", "BF16", "F16")
+_LOADABLE = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # Read this much at a time: it bounds what loading needs on the host beyond the loaded arrays themselves.
 CHUNK_BYTES = 16 << 20
@@ -136,6 +137,12 @@ class _opened:
         self.file.__exit__(*exc)
 
 
+def stored_dtype(path: Path, name: str) -> np.dtype:
+    """What a verified tensor's values are stored in."""
+    with _opened(path) as file:
+        return _LOADABLE[file.get_slice(name).get_dtype()]
+
+
 def read_chunks(path: Path, name: str, dtype: np.dtype, window: tuple[slice, ...] = ()) -> Iterator[np.ndarray]:
     """A tensor's values in dtype, at most CHUNK_BYTES at a time along its first axis; window restricts it."""
     with _opened(path) as file:
@@ -239,4 +246,13 @@ def _config_json(config: Qwen3Config, dtype: str) -> dict:
     }
 
 
-__all__ = ["Checkpoint", "Leaf", "locate", "open_checkpoint", "read_chunks", "save_checkpoint", "verified"]
+__all__ = [
+    "Checkpoint",
+    "Leaf",
+    "locate",
+    "open_checkpoint",
+    "read_chunks",
+    "save_checkpoint",
+    "stored_dtype",
+    "verified",
+]

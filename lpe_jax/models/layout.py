@@ -92,6 +92,19 @@ _LAYER = (
     ("down_proj", "mlp.down_proj", ("D", "F")),
 )
 
+# By the last part of its name, the attribute beside a matrix that holds its edit (`Edit` in models/qwen3.py).
+EDITS = {"embed_tokens": "embed_edit", "lm_head": "head_edit", "o_proj": "o_edit", "down_proj": "down_edit"}
+
+
+def kind_of(name: str) -> str:
+    """The last part of a leaf's name: what it is in its layer."""
+    return name.rsplit(".", 1)[-1]
+
+
+def edit_of(name: str) -> str:
+    """ "layers.0.o_edit" for "layers.0.o_proj"."""
+    return name[: -len(kind_of(name))] + EDITS[kind_of(name)]
+
 
 def leaves_of(config: Qwen3Config) -> list[Leaf]:
     """The parameters a module of this config has; a tied head is the embedding."""

@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lpe_jax.errors import PairError
 from lpe_jax.models.checkpoint import Checkpoint
 from lpe_jax.models.config import Qwen3Config
-from lpe_jax.models.layout import leaves_of
+from lpe_jax.models.layout import kind_of, leaves_of
 from lpe_jax.models.qwen3 import KVCache, Qwen3
+from lpe_jax.models.sharing import Sharing, find_sharing, sharing_of_arrays
 from lpe_jax.models.weights import check_mesh, leaf_name, leaves_from_module, load_leaf
 
 ORIGINAL, VARIANT = 0, 1
@@ -33,6 +34,7 @@ class Pair:
     Attributes:
       leaves: parameters; […] where both models use the same array, else [2, …].
       axes: for each leaf, 0 for that axis; None where there is none.
+      edit_rank: of the edits that make the variant of the original's weights; 0 where it has weights of its own.
       graphdef: the NNX structure the leaves are merged into.
       num_tokens: ids at or above it are padding rows of the vocabulary and are never drawn.
       eos_ids: any of these ends a rollout.
@@ -45,6 +47,7 @@ class Pair:
     config: Qwen3Config = dataclasses.field(metadata={"static": True})
     num_tokens: int = dataclasses.field(metadata={"static": True})
     eos_ids: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    edit_rank: int = dataclasses.field(default=0, metadata={"static": True})
     models: int = dataclasses.field(default=2, metadata={"static": True})
 
     def forward(
@@ -69,7 +72,16 @@ class Pair:
 
     def alone(self, index: int) -> Pair:
         """The original (0) or the variant (1) where a pair is expected, at half the cost: leading axes are 1 then."""
-        return dataclasses.replace(self, leaves=self._picked(index), axes=(None,) * len(self.axes), models=1)
+        names, leaves = _leaf_order(self.config, self.edit_rank), self._picked(index)
+        if index == VARIANT or not self.edit_rank:
+            return dataclasses.replace(self, leaves=leaves, axes=(None,) * len(leaves), models=1)
+        # The original has no edits.
+        by_name = dict(zip(names, leaves, strict=True))
+        leaves = tuple(by_name[name] for name in _leaf_order(self.config, 0))
+        graphdef = _abstract_state(self.config, 0)[0]
+        return dataclasses.replace(
+            self, leaves=leaves, axes=(None,) * len(leaves), graphdef=graphdef, edit_rank=0, models=1
+        )
 
     def empty_cache(self, rows: int, slots: int) -> KVCache:
         """k and v, L x [2, B, K, S, H] each, in the parameters' dtype."""
@@ -78,7 +90,8 @@ class Pair:
 
     def model(self, index: int) -> Qwen3:
         """The original (0) or the variant (1) as a module of its own."""
-        return self._merge(list(self._picked(index)))
+        alone = self.alone(index)
+        return alone._merge(list(alone.leaves))
 
     def _picked(self, index: int) -> tuple[jax.Array, ...]:
         return tuple(
@@ -88,7 +101,7 @@ class Pair:
 
     @property
     def dtype(self) -> jnp.dtype:
-        return self.leaves[0].dtype
+        return self.leaves[_leaf_order(self.config, self.edit_rank).index("embed_tokens")].dtype
 
     @property
     def shared(self) -> tuple[bool, ...]:
@@ -105,18 +118,19 @@ class Pair:
         return sum(leaf.nbytes for leaf, shared in zip(self.leaves, self.shared, strict=True) if shared)
 
     def _merge(self, leaves: list[jax.Array]) -> Qwen3:
-        treedef = jax.tree.structure(_abstract_state(self.config)[1])
+        treedef = jax.tree.structure(_abstract_state(self.config, self.edit_rank)[1])
         return nnx.merge(self.graphdef, jax.tree.unflatten(treedef, leaves))
 
 
 @functools.cache  # tracing 36 layers takes seconds
-def _abstract_state(config: Qwen3Config) -> tuple[Any, Any]:
-    return nnx.split(nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0))))
+def _abstract_state(config: Qwen3Config, edit_rank: int = 0) -> tuple[Any, Any]:
+    return nnx.split(nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0), edit_rank=edit_rank)))
 
 
-def _leaf_order(config: Qwen3Config) -> list[str]:
-    paths, _ = jax.tree_util.tree_flatten_with_path(_abstract_state(config)[1])
-    return [leaf_name(path) for path, _ in paths]
+@functools.cache
+def _leaf_order(config: Qwen3Config, edit_rank: int) -> tuple[str, ...]:
+    paths, _ = jax.tree_util.tree_flatten_with_path(_abstract_state(config, edit_rank)[1])
+    return tuple(leaf_name(path) for path, _ in paths)
 
 
 def load_pair(
@@ -127,8 +141,12 @@ def load_pair(
     eos_ids: tuple[int, ...],
     dtype: jnp.dtype,
     mesh: Mesh | None = None,
+    sharing: Sharing | None = None,
 ) -> Pair:
-    """Loads two verified checkpoints; parameters that are equal are read and kept once.
+    """Loads two verified checkpoints; parameters that are kept once are read once.
+
+    Args:
+      sharing: what is kept once, from find_sharing; None keeps once what is equal.
 
     Raises:
       PairError: the configs differ in a field that enters the arithmetic.
@@ -136,31 +154,42 @@ def load_pair(
     """
     check_same_shape(original, variant)
     check_mesh(original.config, mesh)
-    arrays, shared = {}, {}
+    sharing = sharing or find_sharing(original, variant, "shared", dtype)
+    arrays = {}
     for leaf in leaves_of(original.config):
-        shared[leaf.name] = original.digests[leaf.hf_name] == variant.digests[leaf.hf_name]
-        sources = [original] if shared[leaf.name] else [original, variant]
+        sources = [original] if sharing.once[leaf.name] else [original, variant]
         arrays[leaf.name] = load_leaf(leaf, sources, dtype, mesh)
-    return _assemble(original.config, arrays, shared, num_tokens, eos_ids)
+    return _assemble(original.config, arrays, sharing, num_tokens, eos_ids, mesh)
 
 
-def pair_modules(original: Qwen3, variant: Qwen3, *, num_tokens: int, eos_ids: tuple[int, ...]) -> Pair:
-    """A pair of two modules in memory (training, tests); equal leaves are kept once."""
+def pair_modules(
+    original: Qwen3, variant: Qwen3, *, num_tokens: int, eos_ids: tuple[int, ...], mode: str = "shared"
+) -> Pair:
+    """A pair of two modules in memory (training, tests, benchmarks), kept as a mode of find_sharing says.
+
+    Raises:
+      PairError: mode is "ablated" and the variant is no low-rank edit of the original.
+    """
     ours, theirs = leaves_from_module(original), leaves_from_module(variant)
-    shared = {name: bool(jnp.array_equal(ours[name], theirs[name])) for name in ours}
-    arrays = {n: ours[n] if shared[n] else jnp.stack([ours[n], theirs[n]]) for n in ours}
-    return _assemble(original.config, arrays, shared, num_tokens, eos_ids)
+    sharing = sharing_of_arrays(original.config, ours, theirs, mode)
+    arrays = {n: ours[n] if sharing.once[n] else jnp.stack([ours[n], theirs[n]]) for n in ours}
+    return _assemble(original.config, arrays, sharing, num_tokens, eos_ids)
 
 
-def _assemble(config, arrays, shared, num_tokens, eos_ids) -> Pair:
-    order = _leaf_order(config)
+def _assemble(config, arrays, sharing: Sharing, num_tokens, eos_ids, mesh: Mesh | None = None) -> Pair:
+    place = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    once, rank = dict(sharing.once), sharing.edit_rank
+    for name, value in sharing.edit_arrays(config).items():
+        arrays[name], once[name] = jnp.asarray(value, device=place), False
+    order = _leaf_order(config, rank)
     return Pair(
         leaves=tuple(arrays[name] for name in order),
-        axes=tuple(None if shared[name] else 0 for name in order),
-        graphdef=_abstract_state(config)[0],
+        axes=tuple(None if once[name] else 0 for name in order),
+        graphdef=_abstract_state(config, rank)[0],
         config=config,
         num_tokens=num_tokens,
         eos_ids=tuple(sorted(set(eos_ids))),
+        edit_rank=rank,
     )
 
 
@@ -175,12 +204,15 @@ def check_same_shape(original: Checkpoint, variant: Checkpoint) -> None:
 
 def describe_sharing(pair: Pair) -> str:
     """One line for the log: what is kept once and what that saves."""
-    names = _leaf_order(pair.config)
+    size = f"pair: {pair.config.num_params:,} parameters each, {pair.nbytes / 1e6:,.1f} MB loaded; "
+    saving = f"saving {pair.shared_bytes / 1e6:,.1f} MB"
+    if pair.edit_rank:
+        return f"{size}one set of weights for both, and the variant's edits of rank {pair.edit_rank}, {saving}"
+    names = _leaf_order(pair.config, 0)
     # Each kind once, with how many layers it differs in.
-    kinds = Counter(n.split(".")[-1] for n, s in zip(names, pair.shared, strict=True) if not s)
+    kinds = Counter(kind_of(n) for n, s in zip(names, pair.shared, strict=True) if not s)
     differing = [kind if n == 1 else f"{kind} x {n}" for kind, n in kinds.items()]
     return (
-        f"pair: {pair.config.num_params:,} parameters each, {pair.nbytes / 1e6:,.1f} MB loaded; "
-        f"{sum(pair.shared)} of {len(names)} parameters are equal and kept once, saving "
-        f"{pair.shared_bytes / 1e6:,.1f} MB; differing: {', '.join(differing) or 'none'}"
+        f"{size}{sum(pair.shared)} of {len(names)} parameters are kept once, {saving}; two of: "
+        f"{', '.join(differing) or 'none'}"
     )

@@ -9,6 +9,7 @@ Legend, used in every einsum, shape and comment:
     T  query tokens            D  hidden                 F  feed-forward width
     S  key-value slots         N  query heads            V  vocabulary
                                K  key-value heads        G  query heads per key-value head, N / K
+                               E  rank of an edit
 
 Weights keep PyTorch's [out, in] order. XLA contracts either order equally fast (measured on CPU, within 10 %),
 and so a tensor is read from a file into its place without a transpose.
@@ -46,11 +47,42 @@ class KVCache:
         return cls(k, v)
 
 
+class Edit(nnx.Module):
+    """What makes of a matrix W that writes into the residual stream another one, P W with P = I − u a.
+
+    Float32 whatever the dtype of the weights, so that it says what was measured (lpe_jax/models/edits.py).
+    """
+
+    def __init__(self, c: Qwen3Config, rank: int):
+        self.u = nnx.Param(jnp.zeros((c.hidden_size, rank), jnp.float32))  # [D, E]
+        self.a = nnx.Param(jnp.zeros((rank, c.hidden_size), jnp.float32))  # [E, D]
+
+    def write(self, y: jax.Array) -> jax.Array:
+        """P y: what the edited matrix writes where the other writes y [..., D]."""
+        return self._without(y, self.a[...], self.u[...])
+
+    def read(self, h: jax.Array) -> jax.Array:
+        """Pᵀ h [..., D]: rows of the edited matrix times h are rows of the other times this."""
+        return self._without(h, self.u[...].T, self.a[...].T)
+
+    @staticmethod
+    def _without(x: jax.Array, along: jax.Array, back: jax.Array) -> jax.Array:
+        """x − back (along x) of x [..., D], along [E, D] and back [D, E], one direction at a time."""
+        x32, lead = x.astype(jnp.float32), (1,) * (x.ndim - 1)
+        out = x32
+        # Products and sums, as E is at most a few: matrices this narrow are multiplied no faster.
+        for e in range(along.shape[0]):
+            share = jnp.sum(x32 * along[e].reshape(*lead, -1), axis=-1, keepdims=True)
+            out = out - share * back[:, e].reshape(*lead, -1)
+        return out.astype(x.dtype)
+
+
 class Layer(nnx.Module):
     """One block."""
 
-    def __init__(self, c: Qwen3Config, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, c: Qwen3Config, *, rngs: nnx.Rngs, dtype: jnp.dtype, edit_rank: int = 0):
         normal = nnx.initializers.normal(0.02)
+        self.edit_rank = edit_rank
 
         def matrix(*shape: int) -> nnx.Param:
             return nnx.Param(normal(rngs.params(), shape, dtype))
@@ -69,20 +101,32 @@ class Layer(nnx.Module):
         self.gate_proj = matrix(c.intermediate_size, c.hidden_size)  # [F, D]
         self.up_proj = matrix(c.intermediate_size, c.hidden_size)  # [F, D]
         self.down_proj = matrix(c.hidden_size, c.intermediate_size)  # [D, F]
+        if edit_rank:
+            self.o_edit, self.down_edit = Edit(c, edit_rank), Edit(c, edit_rank)
 
 
 class Qwen3(nnx.Module):
-    """The causal language model. Cache and masks live outside; the module holds parameters only."""
+    """The causal language model. Cache and masks live outside; the module holds parameters only.
 
-    def __init__(self, config: Qwen3Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
-        self.config = config
+    With an edit_rank, every matrix that writes into the residual stream has an edit, and so has an untied head: a
+    module of one model's weights that computes another.
+    """
+
+    def __init__(self, config: Qwen3Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32, edit_rank: int = 0):
+        self.config, self.edit_rank = config, edit_rank
         normal = nnx.initializers.normal(0.02)
         vocabulary = (config.vocab_size, config.hidden_size)
         self.embed_tokens = nnx.Param(normal(rngs.params(), vocabulary, dtype))  # [V, D]
-        self.layers = nnx.List([Layer(config, rngs=rngs, dtype=dtype) for _ in range(config.num_layers)])
+        self.layers = nnx.List(
+            [Layer(config, rngs=rngs, dtype=dtype, edit_rank=edit_rank) for _ in range(config.num_layers)]
+        )
         self.norm = nnx.Param(jnp.ones((config.hidden_size,), dtype))  # [D]
         if not config.tie_word_embeddings:
             self.lm_head = nnx.Param(normal(rngs.params(), vocabulary, dtype))  # [V, D]
+        if edit_rank:
+            self.embed_edit = Edit(config, edit_rank)
+            if not config.tie_word_embeddings:
+                self.head_edit = Edit(config, edit_rank)
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -109,7 +153,7 @@ class Qwen3(nnx.Module):
         causal = key_slot[None, None, :] <= query_slot[None, :, None]  # [1, T, S]
         mask = causal & (key_slot[None, None, :] >= start[:, None, None])  # [B, T, S]
         rope = rope_table(query_slot[None, :] - start[:, None], c)  # 2 x [B, T, 1, H/2]
-        x = self.embed_tokens[...][tokens]  # [B, T, D]
+        x = self.embed(tokens)  # [B, T, D]
 
         written: list[tuple[jax.Array, jax.Array]] = []
         for i, layer in enumerate(self.layers):
@@ -123,9 +167,17 @@ class Qwen3(nnx.Module):
             x = finish_block(layer, x, attend(q, k, v, mask, c), c)
         return rms_norm(x, self.norm[...], c.rms_norm_eps), KVCache(*zip(*written, strict=True)) if written else None
 
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """The residual stream [..., D] that tokens [...] begin with."""
+        x = self.embed_tokens[...][tokens]
+        return self.embed_edit.write(x) if self.edit_rank else x
+
     def head(self, x: jax.Array) -> jax.Array:
         """Logits [..., V] in float32 of hidden states [..., D]."""
-        weight = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        tied = self.config.tie_word_embeddings
+        weight = self.embed_tokens if tied else self.lm_head
+        if self.edit_rank:
+            x = (self.embed_edit if tied else self.head_edit).read(x)
         return jnp.einsum("...D,VD->...V", x, weight[...], preferred_element_type=jnp.float32)
 
 
@@ -189,8 +241,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, c: Qwen3Co
 
 def finish_block(layer: Layer, x: jax.Array, attended: jax.Array, c: Qwen3Config) -> jax.Array:
     """The block's output [B, T, D]: attention written to the residual, then the gated feed-forward."""
-    x = x + jnp.einsum("BTNH,DNH->BTD", attended, layer.o_proj[...])
+    written = jnp.einsum("BTNH,DNH->BTD", attended, layer.o_proj[...])
+    x = x + (layer.o_edit.write(written) if layer.edit_rank else written)
     h = rms_norm(x, layer.post_attention_norm[...], c.rms_norm_eps)
     gate = jnp.einsum("BTD,FD->BTF", h, layer.gate_proj[...])
     up = jnp.einsum("BTD,FD->BTF", h, layer.up_proj[...])
-    return x + jnp.einsum("BTF,DF->BTD", jax.nn.silu(gate) * up, layer.down_proj[...])
+    written = jnp.einsum("BTF,DF->BTD", jax.nn.silu(gate) * up, layer.down_proj[...])
+    return x + (layer.down_edit.write(written) if layer.edit_rank else written)

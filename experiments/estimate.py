@@ -135,6 +135,7 @@ def main() -> None:
             procedure=procedure,
             naive_check=check,
             judge_quality=judge_quality,
+            verify=FLAGS.verify,
             **shared,
         ),
         out=FLAGS.out,

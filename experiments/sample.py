@@ -61,7 +61,7 @@ def main() -> None:
 
     values = vocabulary.flag_values([*vocabulary.JOB_FLAGS, *SWEEP_FLAGS])
     try:
-        asked_for = sweep.Sweep(alphas=alphas, processes=FLAGS.processes, **values)
+        asked_for = sweep.Sweep(alphas=alphas, processes=FLAGS.processes, verify=FLAGS.verify, **values)
     except ValueError as error:
         raise UserError(f"--{error}") from None
     asked = vocabulary.flag_values([*vocabulary.JOB_FLAGS, *SWEEP_FLAGS, "alphas"])

@@ -83,6 +83,13 @@ flags.DEFINE_enum(
     "What is kept once for both models. copies: nothing; shared: equal weights; ablated: all weights, where the "
     "variant is the original with low-rank edits; auto: ablated where that is exact up to rounding, else shared.",
 )
+flags.DEFINE_integer(
+    "verify",
+    0,
+    "Rollouts of each prompt whose log-probabilities and path scores are computed anew by a full forward pass; the run "
+    "stops if they differ by more than rounding.",
+    lower_bound=0,
+)
 
 
 # The fields of lpe_jax.job.Job that programs share.

@@ -34,6 +34,7 @@ class Asked:
     """The flags that programs share, as given; None stands for the default that depends on the models.
 
     Attributes:
+      verify: rollouts of each prompt whose sums are computed anew by a full forward pass; it changes no result.
       world: folder of a tiny world in the place of both models; None with original None is the package's own.
     """
 
@@ -53,6 +54,7 @@ class Asked:
     dtype: str
     model_parallel: int
     pair_mode: str = "auto"
+    verify: int = 0
     world: str | None = None
 
     @property

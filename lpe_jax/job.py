@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from lpe_jax import live
 from lpe_jax.asked import Asked
+from lpe_jax.decoding import verify
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.sampler import Sampler
 from lpe_jax.estimation.design import settling
@@ -34,7 +35,7 @@ from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.records.run import Run, check_folder, read_run, settings_hash
 from lpe_jax.reporting import figures, table
 from lpe_jax.together import estimate_together, sums_of
-from lpe_jax.types import Counts, Outcome, Prompt
+from lpe_jax.types import Counts, Outcome, Prompt, Rollout
 
 # Of 200, in an order in which any first few span all rates.
 EMBEDDED_LIMIT = 16
@@ -86,7 +87,13 @@ def run(job: Job, *, out: str | None, asked: Mapping[str, Any], flagfile: str, d
     folder = Path(out or f"runs/{job.program}-{settings_hash(asked)}")
     record = read_run(folder)
     there = all((folder / name).is_file() for name in (TABLE, "estimates.csv"))
-    if record is not None and record["status"] == "finished" and record.get("asked") == asked and there:
+    if (
+        record is not None
+        and record["status"] == "finished"
+        and record.get("asked") == asked
+        and there
+        and not job.verify
+    ):
         print((folder / TABLE).read_text(encoding="utf-8"), end="")
         print(f"\n{folder} is finished: nothing to do. Another --seed or --out draws anew.")
         return folder
@@ -171,6 +178,9 @@ def _results(job: Job, prompts: Sequence[Prompt], sampler: Sampler, judge, opene
             with bar.external_write_mode(file=sys.stdout):
                 print(table.prompt_line(result, len(found), len(prompts)), flush=True)
         checks = _naive_checks(job, prompts, alone, judged, store, on_batch, [finished for finished, _ in found])
+        if job.verify:
+            store.flush()
+            print(verify.words(job.verify, _verified(job, sampler, store)), flush=True)
     finally:
         bar.close()
         store.flush()
@@ -182,6 +192,17 @@ def _results(job: Job, prompts: Sequence[Prompt], sampler: Sampler, judge, opene
         _checked(job, dataclasses.replace(result, estimate=estimate), checks.get(result.prompt_id))
         for (_, result), estimate in zip(found, estimates, strict=True)
     ]
+
+
+def _verified(job: Job, sampler: Sampler, store: RolloutStore) -> float:
+    """By how much the sums of job.verify rollouts of each prompt are off."""
+    drawn: dict[str, list[Rollout]] = {}
+    for rollout in store.read():
+        drawn.setdefault(rollout.prompt_id, []).append(rollout)
+    return max(
+        sampler.verify(prompt_id, [found[i] for i in verify.some(len(found), job.verify, job.seed)])
+        for prompt_id, found in drawn.items()
+    )
 
 
 def _naive_checks(

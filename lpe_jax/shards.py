@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from lpe_jax.decoding.sampler import Sampler
+from lpe_jax.decoding import verify
+from lpe_jax.decoding.sampler import Sampler, slots_for
 from lpe_jax.decoding.tree import Leaves, sample_tree
 from lpe_jax.errors import RunError
 from lpe_jax.loading import Loaded
@@ -64,11 +65,20 @@ def _shard(
     )
 
 
-def by_rows(sweep: Sweep, sampler: Sampler, prompt: Prompt, judging: Judging) -> Shard:
-    """One prompt by the ordinary sampler: the grid's rollouts, then the extra ones, whose indices go on from n."""
+def by_rows(sweep: Sweep, sampler: Sampler, prompt: Prompt, judging: Judging) -> tuple[Shard, float]:
+    """One prompt by the ordinary sampler: the grid's rollouts, then the extra ones, whose indices go on from n.
+
+    Returns:
+      The shard, and by how much the sums of sweep.verify rollouts are off (lpe_jax.decoding.verify).
+
+    Raises:
+      RunError: by more than rounding.
+    """
     requests = [Request(prompt.id, alpha, i) for alpha in sweep.alphas for i in range(sweep.n)]
     rollouts = list(sampler.draw(requests))
     texts = [r.text for r in rollouts]
+    some = [rollouts[i] for i in verify.some(len(rollouts), sweep.verify, sweep.seed)]
+    off = sampler.verify(prompt.id, some)
     naive: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
     step = sweep.rows * _BATCHES_AHEAD
     for begin in range(sweep.n, sweep.n + sweep.n_naive, step):
@@ -76,7 +86,7 @@ def by_rows(sweep: Sweep, sampler: Sampler, prompt: Prompt, judging: Judging) ->
         extra = [r.text for r in sampler.alone.draw([Request(prompt.id, 1.0, i) for i in more])]
         for outcome in judging(prompt, extra):
             naive[outcome] += 1
-    return _shard(
+    shard = _shard(
         sweep,
         prompt,
         naive,
@@ -89,16 +99,20 @@ def by_rows(sweep: Sweep, sampler: Sampler, prompt: Prompt, judging: Judging) ->
         grid_logp=np.stack([r.grid_logp for r in rollouts]) if sweep.grid_logps else None,
         **{name: np.array([getattr(r, name) for r in rollouts]) for name in _SUMS},
     )
+    return shard, off
 
 
 @dataclasses.dataclass(frozen=True)
 class _Trees:
-    """One prompt's leaves with their texts: the grid's, and the extra ones at alpha = 1, None where there are none."""
+    """One prompt's leaves with their texts: the grid's, and the extra ones at alpha = 1, None where there are none; and
+    by how much sums of those that were verified are off.
+    """
 
     grid: Leaves
     grid_texts: list[str]
     naive: Leaves | None
     naive_texts: list[str]
+    off: float
 
 
 def by_tree(
@@ -107,11 +121,11 @@ def by_tree(
     rendered: Mapping[str, Sequence[int]],
     todo: Sequence[int],
     judging: Judging,
-) -> Iterator[tuple[int, Shard]]:
-    """(number, shard) of each prompt in todo as it is done, in no fixed order."""
+) -> Iterator[tuple[int, tuple[Shard, float]]]:
+    """(number, as by_rows) of each prompt in todo as it is done, in no fixed order."""
     draw = functools.partial(_trees, sweep)
     for i, trees in _shared_out(draw, {i: (prompts[i].id, rendered[prompts[i].id]) for i in todo}, sweep.processes):
-        yield i, _tree_shard(sweep, prompts[i], trees, judging)
+        yield i, (_tree_shard(sweep, prompts[i], trees, judging), trees.off)
 
 
 def _shared_out(work: Callable, tasks: Mapping[int, tuple], processes: int) -> Iterator[tuple[int, Any]]:
@@ -171,7 +185,16 @@ def _trees(sweep: Sweep, prompt_id: str, prompt: Sequence[int]) -> _Trees:
         return leaves, [loaded.text(leaves.sequence(row)) for row in range(len(leaves))]
 
     extra = draw(1, [1.0], sweep.n_naive, True) if sweep.n_naive else (None, [])
-    return _Trees(*draw(0, sweep.alphas, sweep.n, False), *extra)
+    grid = draw(0, sweep.alphas, sweep.n, False)
+    some = [_recorded(grid[0], row, sweep.alphas) for row in verify.some(len(grid[0]), sweep.verify, sweep.seed)]
+    slots = slots_for({prompt_id: prompt}, loaded.pair.config.max_position_embeddings, sweep.sampling().max_new_tokens)
+    return _Trees(*grid, *extra, verify.check(prompt_id, loaded.pair, prompt, some, sweep.sampling(), slots))
+
+
+def _recorded(leaves: Leaves, row: int, alphas: Sequence[float]) -> verify.Recorded:
+    """A leaf as a rollout that was seen at every alpha, drawn there or not."""
+    sums = {"logp_path": leaves.logp, "path_score": leaves.path_score, "path_variance": leaves.path_variance}
+    return verify.Recorded(leaves.sequence(row), np.array(alphas), {name: of[row] for name, of in sums.items()})
 
 
 def _tree_shard(sweep: Sweep, prompt: Prompt, trees: _Trees, judging: Judging) -> Shard:

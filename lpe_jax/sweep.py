@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lpe_jax.asked import Asked
+from lpe_jax.decoding import verify
 from lpe_jax.judging.registry import judge_rollouts, make_judge
 from lpe_jax.live import Judged
 from lpe_jax.records.bank import BankStore
@@ -128,8 +129,9 @@ def run(sweep: Sweep, *, out: str | None, asked: Mapping[str, Any], flagfile: st
             shards = by_tree(sweep, prompts, rendered, todo, judging)
         else:
             shards = ((i, by_rows(sweep, sampler, prompts[i], judging)) for i in todo)
-        started = time.monotonic()
-        for done, (i, shard) in enumerate(shards, start=1):
+        started, off = time.monotonic(), 0.0
+        for done, (i, (shard, off_here)) in enumerate(shards, start=1):
+            off = max(off, off_here)
             if (known := truth.get(shard.prompt_id)) is not None:
                 shard = dataclasses.replace(shard, truth_log10=known.log10_rate, truth_error=known.se_log10)
             store.write(i, shard)
@@ -139,7 +141,10 @@ def run(sweep: Sweep, *, out: str | None, asked: Mapping[str, Any], flagfile: st
                 f"about {minutes / done * (len(todo) - done):.0f} min left",
                 flush=True,
             )
-            opened.metric(event="prompt", prompt_id=shard.prompt_id, rows=len(shard.rows.cell))
+            verified = {"off": off_here} if sweep.verify else {}
+            opened.metric(event="prompt", prompt_id=shard.prompt_id, rows=len(shard.rows.cell), **verified)
+        if sweep.verify:
+            print(verify.words(sweep.verify, off))
         opened.metric(event="finished", seconds=round(time.monotonic() - began, 1))
         opened.finish()
     print(f"\nfinished in {time.monotonic() - began:.0f} s; see {folder}")

@@ -18,6 +18,7 @@ from lpe_jax.decoding import cache
 from lpe_jax.decoding.loop import Results, Rows, Tickets, decode
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.schedule import Schedule
+from lpe_jax.decoding.verify import check, recorded
 from lpe_jax.errors import PromptError, UserError
 from lpe_jax.models.pair import ORIGINAL, Pair
 from lpe_jax.types import Request, Rollout
@@ -150,6 +151,15 @@ class Sampler:
             device.go_on()
             if rollouts := device.fetch():
                 yield rollouts
+
+    def verify(self, prompt_id: str, rollouts: Sequence[Rollout]) -> float:
+        """By how much sums of one prompt's rollouts are off those of a full forward pass, in nats per token.
+
+        Raises:
+          RunError: by more than rounding.
+        """
+        found = [recorded(rollout, self.settings) for rollout in rollouts]
+        return check(prompt_id, self.pair, self.prompts[prompt_id], found, self.settings, self.prompt_slots)
 
 
 class _Device:

@@ -15,6 +15,7 @@ from scipy import stats
 
 from lpe_jax import shards
 from lpe_jax import sweep as sweeping
+from lpe_jax.decoding import verify
 from lpe_jax.errors import RunError
 from lpe_jax.loading import load
 from lpe_jax.models.checkpoint import save_checkpoint
@@ -264,3 +265,14 @@ def test_wrong_input_is_one_clear_line(case, place):
     done = shell(place, *(f"--{name}={value}" for name, value in changes.items()), "--out=wrong")
     assert done.returncode != 0 and message in done.stderr + done.stdout
     assert "Traceback" not in done.stderr and not (place / "wrong").exists()
+
+
+@pytest.mark.parametrize("share_prefixes", [True, False])
+def test_verified_as_it_is_drawn(place, monkeypatch, capsys, share_prefixes):
+    more = {"share_prefixes": share_prefixes, "n": 20, "n_naive": 0, "limit": 1}
+    sample(place, f"verified-{share_prefixes}", **more, verify=5)
+    assert "the sums of up to 5 rollouts of each prompt are within" in capsys.readouterr().out
+    monkeypatch.setitem(verify.TOLERANCE, "float32", 0.0)
+    with pytest.raises(RunError, match="nothing drawn with it is to be trusted"):
+        sample(place, f"wrong-{share_prefixes}", **more, verify=5)
+    sample(place, f"unverified-{share_prefixes}", **more)

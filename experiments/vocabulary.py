@@ -77,11 +77,17 @@ flags.DEFINE_integer(
     "model_parallel", 1, "Devices that share one copy of the models; the others take rows.", lower_bound=1
 )
 flags.DEFINE_enum(
-    "pair_mode",
+    *("pair_mode", "sums"),
     "auto",
     ["auto", "copies", "shared", "ablated"],
     "What is kept once for both models. copies: nothing; shared: equal weights; ablated: all weights, where the "
     "variant is the original with low-rank edits; auto: ablated where that is exact up to rounding, else shared.",
+)
+flags.DEFINE_boolean(
+    "sums",
+    True,
+    "Take of every rollout log p under both models and the path score. Without them one head is computed instead of "
+    "two, quicker with a large vocabulary; --method=path needs them, and --method=lpe doubts its line by them.",
 )
 flags.DEFINE_integer(
     "verify",
@@ -96,7 +102,7 @@ flags.DEFINE_integer(
 JOB_FLAGS = (
     *("original", "variant", "prompts", "functional_category", "limit", "judge", "thinking", "seed"),
     *("max_new_tokens", "temperature", "top_k", "top_p", "batch_size", "dtype", "model_parallel"),
-    "pair_mode",
+    *("pair_mode", "sums"),
 )
 
 

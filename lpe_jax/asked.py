@@ -34,6 +34,7 @@ class Asked:
     """The flags that programs share, as given; None stands for the default that depends on the models.
 
     Attributes:
+      sums: take of every rollout what needs both models' own logits.
       verify: rollouts of each prompt whose sums are computed anew by a full forward pass; it changes no result.
       world: folder of a tiny world in the place of both models; None with original None is the package's own.
     """
@@ -54,6 +55,7 @@ class Asked:
     dtype: str
     model_parallel: int
     pair_mode: str = "auto"
+    sums: bool = True
     verify: int = 0
     world: str | None = None
 
@@ -167,6 +169,7 @@ class Asked:
             "sampling": dataclasses.asdict(self.sampling()),
             "seed": self.seed,
             "thinking": self.thinking,
+            "sums": self.sums,
             "judge": judge.identity,
             "batch_size": self.rows,
             # How many cores share the rows changes rounding at most, and a run may go on on another machine.
@@ -203,4 +206,5 @@ class Asked:
             prompt_slots=slots_for(rendered, loaded.pair.config.max_position_embeddings, settings.max_new_tokens),
             mesh=mesh,
             grid=grid,
+            sums=self.sums,
         )

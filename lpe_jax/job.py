@@ -18,6 +18,7 @@ from lpe_jax.asked import Asked
 from lpe_jax.decoding import verify
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.sampler import Sampler
+from lpe_jax.errors import UserError
 from lpe_jax.estimation.design import settling
 from lpe_jax.estimation.doubt import doubted
 from lpe_jax.estimation.gate import contradicted
@@ -55,6 +56,10 @@ class Job(Asked):
     procedure: Procedure
     naive_check: int = 0
     judge_quality: JudgeQuality | None = None
+
+    def __post_init__(self):
+        if self.method == "path" and not self.sums:
+            raise UserError("--method=path rests on path scores, which --nosums leaves out; drop one of them")
 
     @property
     def at_one(self) -> bool:
@@ -146,6 +151,8 @@ def _warnings(job: Job, sampling: SamplingSettings) -> list[str]:
     found = []
     if sampling.truncates:
         found.append("--top_k or --top_p truncates: importance weights of these rollouts mean nothing")
+    if job.method == "lpe" and not job.sums:
+        found.append("--nosums: intervals take the line at its word, as no path score says how it bends")
     if not job.at_one:
         found.append(f"drawing at alpha = {job.procedure.alpha:g}: rates are of this mixture, not of the original")
     if job.judge_quality is not None:
@@ -224,7 +231,7 @@ def _result(job: Job, finished: live.Finished, truth: Any | None) -> table.Promp
     unscored, extremes = finished.outcomes[Outcome.UNSCORED], None
     if job.judge_quality is not None and job.method != "path":
         estimate = correct_estimate(job.procedure, estimate, fit, search, job.judge_quality, job.seed)
-    if search is not None:
+    if search is not None and job.sums:
         one = jax.tree.map(lambda x: x[None], fit)
         sums = jax.tree.map(lambda x: x[0], sums_of([finished.scores], one))
         weighted = job.procedure.regression == "weighted"

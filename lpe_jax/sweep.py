@@ -55,6 +55,8 @@ class Sweep(Asked):
             raise ValueError("world names both models; leave out --original and --variant, or --world")
         if self.tree and (self.top_k > 0 or self.top_p < 1):
             raise ValueError("share_prefixes does not truncate; use --noshare_prefixes with --top_k or --top_p")
+        if not self.sums and (self.tree or self.grid_logps):
+            raise ValueError("nosums leaves out what is summed; add --noshare_prefixes and --nogrid_logps")
         if self.tree and self.model_parallel != 1:
             raise ValueError("share_prefixes runs on one device; use --noshare_prefixes with --model_parallel")
 

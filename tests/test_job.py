@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from lpe_jax import job
+from lpe_jax.decoding.path import SamplingSettings
+from lpe_jax.errors import UserError
 from lpe_jax.estimation.adaptive import Path
 from lpe_jax.estimation.judge_error import JudgeQuality
 from lpe_jax.estimation.lpe import LPE
@@ -92,3 +94,11 @@ def test_lines_are_doubted_with_and_without_a_correction(quality):
     assert not bool(result.estimate.identified)
     assert "may be far from straight" in notes(result)
     assert result.estimate.low < procedure.fit(fit, search).low < result.estimate.log10_rate
+
+
+def test_path_scores_cannot_be_left_out_where_they_are_needed():
+    with pytest.raises(UserError, match="--method=path rests on path scores"):
+        asked(sums=False)
+    lpe = asked("lpe", LPE(), sums=False)
+    assert any("take the line at its word" in warning for warning in job._warnings(lpe, SamplingSettings()))
+    assert not job._warnings(dataclasses.replace(lpe, sums=True), SamplingSettings())

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from lpe_jax.decoding import draw as drawing
 from lpe_jax.decoding.cache import Prompts, Responses, advance
-from lpe_jax.decoding.path import SamplingSettings, Sums, grid_logp, model_logits, path_logits, token_sums
+from lpe_jax.decoding.path import SamplingSettings, Sums, grid_logp, model_logits, path_logits, path_sum, token_sums
 from lpe_jax.models.pair import Pair
 
 IDLE = -1
@@ -83,7 +83,7 @@ class Results:
         return cls(tokens, zero, zero > 0, Sums.zeros((groups, tickets), grid), zero)
 
 
-@functools.partial(jax.jit, static_argnames=("settings", "to_the_end"), donate_argnames="rows")
+@functools.partial(jax.jit, static_argnames=("settings", "to_the_end", "sums"), donate_argnames="rows")
 def decode(
     pair: Pair,
     prompts: Prompts,
@@ -95,6 +95,7 @@ def decode(
     settings: SamplingSettings,
     grid: jax.Array | None = None,
     to_the_end: bool = False,
+    sums: bool = True,
 ) -> tuple[Rows, Results, jax.Array]:
     """Goes on for so many steps []; returns rows, results and how many of each queue were taken [G].
 
@@ -105,6 +106,8 @@ def decode(
       seed: [] uint32.
       grid: [A] float32, further alphas at which every rollout's log p is summed. It does not change what is drawn.
       to_the_end: take all steps even if nothing is left to draw; rows on several devices then never ask each other.
+      sums: take what needs each model's own logits. Without, of the sums only logp_path is not NaN, and where both
+        models have one head it is multiplied once.
     """
     keys = jax.vmap(jax.vmap(row_key, in_axes=(None, 0)), in_axes=(None, 0))(seed, tickets.identity)
     eos = jnp.asarray(pair.eos_ids, jnp.int32)
@@ -117,14 +120,16 @@ def decode(
         age = jnp.minimum(rows.age, settings.max_new_tokens - 1)  # an idle row may stand beyond the end
 
         hidden, responses = advance(pair, rows.token.reshape(-1), age.reshape(-1), prompts, rows.responses)
-        own = model_logits(pair.head(hidden), pair.num_tokens, settings.temperature)  # [M, B, V]
-        path = path_logits(own, _own(tickets.alpha, at).reshape(-1), settings)
+        alpha = _own(tickets.alpha, at).reshape(-1)
+        raw = pair.head(hidden) if sums or pair.models == 1 else pair.mixed_head(hidden, alpha)[None]
+        own = model_logits(raw, pair.num_tokens, settings.temperature)  # [M, B, V]
+        path = path_logits(own, alpha if sums else jnp.ones_like(alpha), settings)
         words = jax.vmap(_words)(_own(keys, at).reshape(-1), age.reshape(-1))
         token = drawing.draw(path, words)
-        added = token_sums(own, path, token)
+        added = token_sums(own, path, token) if sums else path_sum(path, token)
         if grid is not None:
             added = dataclasses.replace(added, grid_logp=grid_logp(own, grid, token, settings))
-        sums = jax.tree.map(lambda total, term: total + term.reshape(total.shape), rows.sums, added)
+        so_far = jax.tree.map(lambda total, term: total + term.reshape(total.shape), rows.sums, added)
 
         token = token.reshape(live.shape)
         stopped = jnp.any(token[..., None] == eos[None, None], axis=-1)
@@ -140,10 +145,10 @@ def decode(
             tokens=jax.vmap(lambda o, p, a, n: o.at[p, a].set(n, mode="drop"))(results.tokens, place, age, token),
             length=kept(results.length, age + 1),
             stopped=kept(results.stopped, stopped),
-            sums=jax.tree.map(kept, results.sums, sums),
+            sums=jax.tree.map(kept, results.sums, so_far),
             finished=kept(results.finished, jnp.where(ends, _own(tickets.serial, at), 0)),
         )
-        rows = Rows(jnp.where(ends, IDLE, rows.ticket), token, rows.age + 1, sums, responses)
+        rows = Rows(jnp.where(ends, IDLE, rows.ticket), token, rows.age + 1, so_far, responses)
         return step + 1, rows, results, taken
 
     def unfinished(carry):

@@ -119,6 +119,12 @@ def token_sums(own: jax.Array, path: jax.Array, token: jax.Array) -> Sums:
     )
 
 
+def path_sum(path: jax.Array, token: jax.Array) -> Sums:
+    """token_sums where only the path's own logits [B, V] are known: all but logp_path is NaN."""
+    unknown = jnp.full(token.shape, jnp.nan)
+    return Sums(_logp(path, token), unknown, unknown, unknown, unknown)
+
+
 def grid_logp(own: jax.Array, grid: jax.Array, token: jax.Array, settings: SamplingSettings) -> jax.Array:
     """What one drawn token adds to log p at each alpha of a grid: [B, G], in nats; -inf where it is truncated away.
 

@@ -46,6 +46,8 @@ class Sampler:
       to_text: turns a rollout's tokens into text.
       prompt_slots: room for the longest prompt; see slots_for.
       mesh: axes ("data", "model"); rows are split over "data". None for one device.
+      sums: whether rollouts carry what needs both models' own logits; without, log p under either and the path score
+        are NaN, and a large vocabulary is quicker.
       grid: alphas at which each rollout's log p is taken besides, whatever alpha it is drawn at; None takes none.
     """
 
@@ -58,8 +60,11 @@ class Sampler:
     prompt_slots: int
     mesh: Mesh | None = None
     grid: tuple[float, ...] | None = None
+    sums: bool = True
 
     def __post_init__(self):
+        if not self.sums and self.grid is not None:
+            raise ValueError("log p at a grid takes both models' logits; leave sums on")
         if self.pair.models == 1 and self.grid is not None:
             raise ValueError("one model is run, and log p at a grid takes both")
         if self.mesh is not None and self.batch_size % self.mesh.shape["data"]:
@@ -68,7 +73,7 @@ class Sampler:
     @functools.cached_property
     def alone(self) -> Sampler:
         """The original alone, at half the cost. Weights that differ are copied, here and now."""
-        return dataclasses.replace(self, pair=self.pair.alone(ORIGINAL), grid=None)
+        return dataclasses.replace(self, pair=self.pair.alone(ORIGINAL), grid=None, sums=True)
 
     @property
     def rows_per_prompt(self) -> int:
@@ -212,6 +217,7 @@ class _Device:
             sampler.settings,
             self.grid,
             to_the_end=sampler.mesh is not None,
+            sums=sampler.sums,
         )
         self.schedule.take(np.asarray(taken))
 

@@ -61,6 +61,25 @@ class Pair:
         """Float32 logits [2, …, V] of hidden states [2, …, D]."""
         return self.each(lambda model, x: model.head(x), x)
 
+    def mixed_head(self, x: jax.Array, alpha: jax.Array) -> jax.Array:
+        """Float32 logits(alpha) [B, V] of hidden states [2, B, D] at alpha [B].
+
+        The head is linear: where both models have the same matrix, hidden states are mixed instead of logits, and it is
+        multiplied once.
+        """
+        if not self.one_head:
+            logits = self.head(x)
+            return alpha[:, None] * logits[ORIGINAL] + (1 - alpha)[:, None] * logits[VARIANT]
+        before = self.each(lambda model, x: model.before_head(x), x).astype(jnp.float32)
+        mixed = alpha[:, None] * before[ORIGINAL] + (1 - alpha)[:, None] * before[VARIANT]
+        return self._merge(list(self._picked(ORIGINAL))).unembed(mixed.astype(x.dtype))
+
+    @property
+    def one_head(self) -> bool:
+        """Whether both models multiply hidden states by the same matrix in the end."""
+        name = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
+        return self.shared[_leaf_order(self.config, self.edit_rank).index(name)]
+
     def each(self, function: Callable[..., Any], *arrays: Any) -> Any:
         """function(model, *arrays) of both models, in one program: arrays and results have a leading `models`."""
 

@@ -172,13 +172,20 @@ class Qwen3(nnx.Module):
         x = self.embed_tokens[...][tokens]
         return self.embed_edit.write(x) if self.edit_rank else x
 
+    def before_head(self, x: jax.Array) -> jax.Array:
+        """Hidden states [..., D] as the head's matrix is multiplied by them."""
+        if not self.edit_rank:
+            return x
+        return (self.embed_edit if self.config.tie_word_embeddings else self.head_edit).read(x)
+
+    def unembed(self, x: jax.Array) -> jax.Array:
+        """Logits [..., V] in float32: the head's matrix times x [..., D]."""
+        weight = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        return jnp.einsum("...D,VD->...V", x, weight[...], preferred_element_type=jnp.float32)
+
     def head(self, x: jax.Array) -> jax.Array:
         """Logits [..., V] in float32 of hidden states [..., D]."""
-        tied = self.config.tie_word_embeddings
-        weight = self.embed_tokens if tied else self.lm_head
-        if self.edit_rank:
-            x = (self.embed_edit if tied else self.head_edit).read(x)
-        return jnp.einsum("...D,VD->...V", x, weight[...], preferred_element_type=jnp.float32)
+        return self.unembed(self.before_head(x))
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -196,3 +197,40 @@ def test_edits_stay_float32_beside_half_precision_weights():
     )
     assert half.dtype == jnp.bfloat16 and both_logits(half).dtype == jnp.float32
     assert half.empty_cache(1, 4).k[0].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_hidden_states_are_mixed_where_both_have_one_head(tied):
+    original = tiny_module(tie_word_embeddings=tied)
+    rng = np.random.default_rng(0)
+    alpha = jnp.asarray([0.0, 0.3, 1.0, 1.7])
+    for mode in MODES:
+        pair = pair_modules(original, edited(original), num_tokens=60, eos_ids=(3,), mode=mode)
+        assert pair.one_head == (mode == "ablated" or (mode == "shared" and not tied))
+        hidden = jnp.asarray(rng.standard_normal((2, 4, 16)), jnp.float32)
+        logits = pair.head(hidden)
+        expected = alpha[:, None] * logits[0] + (1 - alpha)[:, None] * logits[1]
+        np.testing.assert_allclose(pair.mixed_head(hidden, alpha), expected, atol=1e-5 * np.abs(expected).max())
+        products = str(jax.make_jaxpr(pair.mixed_head)(hidden, alpha)).count("dot_general")
+        assert products == 1
+        assert f"f32[{'' if pair.one_head else '2,'}4,64]" in str(jax.make_jaxpr(pair.mixed_head)(hidden, alpha))
+
+
+def test_without_sums_the_same_is_drawn():
+    original = tiny_module(tie_word_embeddings=True)
+    pair = pair_modules(original, edited(original), num_tokens=60, eos_ids=(3, 7), mode="ablated")
+    requests = [Request("p", a, i) for a in (0.0, 0.3, 1.0, 1.5) for i in range(8)]
+
+    def drawn(**more):
+        sampler = Sampler(pair, {"p": [10, 11, 12]}, str, SamplingSettings(max_new_tokens=16), 0, 16, 8, **more)
+        found = list(sampler.draw(requests))
+        assert sampler.verify("p", found) < 1e-5
+        return found
+
+    for with_sums, without_sums in zip(drawn(), drawn(sums=False), strict=True):
+        np.testing.assert_array_equal(with_sums.tokens, without_sums.tokens)
+        np.testing.assert_allclose(with_sums.logp_path, without_sums.logp_path, atol=1e-4)
+        for name in ("logp_original", "logp_variant", "path_score", "path_variance"):
+            assert np.isnan(getattr(without_sums, name)) and np.isfinite(getattr(with_sums, name))
+    with pytest.raises(ValueError, match="leave sums on"):
+        drawn(sums=False, grid=(1.0, 0.5))

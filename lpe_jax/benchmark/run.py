@@ -170,9 +170,9 @@ def _peers(workload: Workload, pairs: dict, options: Options) -> tuple[list[Cont
 
 
 def _trial(two: TwoModels, loop: Any) -> float:
-    """Seconds of one batch, the faster of two."""
-    seconds = [take_turns([Contestant("", LOOP, lambda i: two.run(loop, two.first_batch(i)))], 1) for _ in range(2)]
-    return min(turn.seconds for (turn,) in seconds)
+    """Seconds of one batch."""
+    (turn,) = take_turns([Contestant(loop.name, LOOP, lambda i: two.run(loop, two.first_batch(i)))], 1)
+    return turn.seconds
 
 
 def _parity(workload: Workload, pairs: dict, two: TwoModels) -> str:

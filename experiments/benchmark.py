@@ -28,6 +28,11 @@ flags.DEFINE_list(
 flags.DEFINE_list("modes", ["shared", "copies"], "How our pair keeps its weights: shared, copies.")
 flags.DEFINE_integer("rounds", 3, "How often each contestant runs.", lower_bound=1)
 flags.DEFINE_boolean("peers", True, "Run the torch peers; without them our modes are compared alone.")
+flags.DEFINE_list(
+    "loops",
+    None,
+    "Ways of writing the loop that are tried: dynamic, per-row, preallocated, static, compiled. Default: all.",
+)
 flags.DEFINE_integer("finalists", 2, "So many of the loops that were fastest over a batch enter the rounds.", 1)
 flags.DEFINE_integer("compile_limit", 240, "Seconds that torch.compile may take, per workload.", lower_bound=1)
 flags.DEFINE_boolean("quick", False, "A smoke test: tiny shapes, seconds each; its figures mean nothing.")
@@ -50,6 +55,9 @@ def main() -> None:
         raise UserError(f"--modes={unknown[0]} is none of {', '.join(engine.MODES)}")
     if not FLAGS.modes:
         raise UserError(f"--modes names none; choose from {', '.join(engine.MODES)}")
+    loops = run.LOOPS if FLAGS.loops is None else FLAGS.loops
+    if not loops or not set(loops) <= set(run.LOOPS):
+        raise UserError(f"--loops={','.join(loops)} must be some of {', '.join(run.LOOPS)}")
     if FLAGS.json and not Path(FLAGS.json).expanduser().absolute().parent.is_dir():
         raise UserError(f"--json={FLAGS.json}: there is no such folder")
     if FLAGS.peers:
@@ -58,6 +66,7 @@ def main() -> None:
         rounds=FLAGS.rounds,
         modes=tuple(FLAGS.modes),
         peers=FLAGS.peers,
+        loops=tuple(loops),
         finalists=FLAGS.finalists,
         compile_limit=FLAGS.compile_limit,
         quick=FLAGS.quick,

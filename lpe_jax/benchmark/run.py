@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # Kinds of contestants.
 OURS, LOOP, OTHER = "ours", "HF loop", "other"
 REFERENCE = "reference"
+# Ways of writing the loop, keys of peers.LOOPS.
+LOOPS = ("dynamic", "per-row", "preallocated", "static", "compiled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +35,15 @@ class Options:
     Attributes:
       modes: how our pair keeps its weights, keys of engine.MODES.
       peers: whether torch peers are run.
-      finalists: so many of the loops that were fastest over one batch enter the rounds.
+      loops: which ways of writing the loop are tried, of LOOPS.
+      finalists: so many of them enter the rounds, those that were fastest over one batch.
       compile_limit: seconds that torch.compile may take.
     """
 
     rounds: int = 3
     modes: tuple[str, ...] = ("shared",)
     peers: bool = True
+    loops: tuple[str, ...] = LOOPS
     finalists: int = 2
     compile_limit: int = 240
     quick: bool = False
@@ -153,12 +157,15 @@ def _peers(workload: Workload, pairs: dict, options: Options) -> tuple[list[Cont
     if peers.device() == "cpu":
         notes.append(f"torch uses {two.pick_threads(cores())} of {cores()} cores, which was fastest")
     trials: dict[str, float | str] = {}
-    for loop in peers.LOOPS:
+    tried = [peers.LOOPS[key] for key in options.loops]
+    for loop in tried:
         with limited(options.compile_limit if loop.compiled else 0) as ran:
             two.run(loop, two.first_batch(_WARM_UP), None if loop.compiled else 2)
         trials[loop.name] = _trial(two, loop) if ran.failed is None else ran.failed
+    if all(isinstance(took, str) for took in trials.values()):
+        raise UserError(f"--loops={','.join(options.loops)}: none of them runs here; name others")
     timed = sorted((name for name, took in trials.items() if not isinstance(took, str)), key=trials.get)
-    chosen = [loop for loop in peers.LOOPS if loop.name in timed[: options.finalists]]
+    chosen = [loop for loop in tried if loop.name in timed[: options.finalists]]
     contestants = [
         Contestant(loop.name, LOOP, lambda i, loop=loop: two.run(loop, workload.requests(i))) for loop in chosen
     ]

@@ -8,7 +8,7 @@ from scipy import stats
 
 torch = pytest.importorskip("torch")
 
-from lpe_jax.benchmark import engine, peers  # noqa: E402
+from lpe_jax.benchmark import engine, hugging_face, peers, run  # noqa: E402
 from lpe_jax.benchmark.workloads import Workload  # noqa: E402
 from lpe_jax.decoding.path import SamplingSettings  # noqa: E402
 from lpe_jax.types import Request  # noqa: E402
@@ -18,7 +18,7 @@ VOCABULARY, NUM_TOKENS, EOS, LONGEST, ROWS = 6, 5, (1, 4), 3, 512
 PROMPTS = {"short": [2, 0], "long": [3, 3, 1, 0, 2]}
 ALPHAS = (0.3, 1.5)
 WAYS = (
-    *(loop for loop in peers.LOOPS if not loop.compiled),
+    *(loop for loop in peers.LOOPS.values() if not loop.compiled),
     peers.Loop("preallocated", drops=True),
     peers.Loop(drops=True),
 )
@@ -121,7 +121,7 @@ def test_the_fit_can_fail(exact):
     assert fits(responses, p) > 1e-3 > fits(responses, other)
 
 
-@pytest.mark.parametrize("draw", peers.DRAWS, ids=lambda draw: draw.__name__)
+@pytest.mark.parametrize("draw", hugging_face.DRAWS, ids=lambda draw: draw.__name__)
 def test_draws_are_exact(draw):
     torch.manual_seed(0)
     logits = torch.full((1, 300), -float("inf"))
@@ -131,6 +131,10 @@ def test_draws_are_exact(draw):
     counts = np.bincount(token.numpy(), minlength=300)
     assert counts[p == 0].sum() == 0
     assert stats.chisquare(counts[p > 0], p[p > 0] / p[p > 0].sum() * 20_000).pvalue > 1e-3
+
+
+def test_loops_have_the_names_that_are_asked_for():
+    assert tuple(peers.LOOPS) == run.LOOPS
 
 
 def test_tokens_count_up_to_the_first_end():

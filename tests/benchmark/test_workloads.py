@@ -1,11 +1,10 @@
 """Workloads: models that differ as an abliterated one does, lengths as they are said to be."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
-from lpe_jax.benchmark import engine, run, workloads
+from lpe_jax.benchmark import ceiling, engine, run, workloads
+from lpe_jax.benchmark.rounds import Turn
 from lpe_jax.errors import UserError
 from lpe_jax.models.weights import leaves_from_module
 
@@ -41,6 +40,7 @@ def test_lengths_come_from_the_models_own_stopping(smoke):
     assert sum(w.tokens for w in work) / rollouts == pytest.approx(2.0, abs=0.25)
 
 
+@pytest.mark.slow
 def test_a_program_without_peers_compares_modes_and_the_original_alone():
     options = run.Options(rounds=2, modes=("shared", "copies"), peers=False, quick=True)
     found = run.measure("dual", options)
@@ -49,6 +49,7 @@ def test_a_program_without_peers_compares_modes_and_the_original_alone():
     assert len(found.turns) == 6 and {t.tokens for t in found.turns} == {2 * 8 * 6}
 
 
+@pytest.mark.slow
 def test_trees_and_rows_of_the_naive_reference_draw_what_they_say():
     found = run.measure("naive", run.Options(rounds=1, peers=False, quick=True))
     rows, tree, decided = found.turns
@@ -83,4 +84,9 @@ def test_what_takes_too_long_or_fails_is_said():
 def test_a_gpu_is_asked_for_by_name():
     with pytest.raises(UserError, match="--workloads=qwen3-4b-32 takes a GPU"):
         workloads.build("qwen3-4b-32")
-    assert dataclasses.replace(run.Options(), rounds=1).rounds == 1
+
+
+def test_least_bytes_and_operations_of_a_decode():
+    """10 tokens a second by 5 rows are 2 steps, which read all weights; 2 operations per weight and model."""
+    turns = [Turn("a", 0, 2.0, 1, 20), Turn("a", 1, 1.0, 1, 10), Turn("a", 2, 9.0, 1, 9)]
+    assert ceiling.work_per_second(turns, weights=1000, parameters=300, rows=5) == (2000, 12_000)

@@ -47,6 +47,7 @@ def test_a_table_and_every_round_come_out(tmp_path):
         (["--workloads=all"], "--workloads=all is none of embedded, naive, vocab4096"),
         (["--workloads="], "--workloads names none"),
         (["--modes=half"], "--modes=half is none of"),
+        (["--loops=fast"], "--loops=fast must be some of dynamic"),
         (["--json=/nowhere/b.json"], "--json=/nowhere/b.json: there is no such folder"),
         (["--workloads=qwen3-4b-32", "--nopeers"], "takes a GPU"),
     ],

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
@@ -71,11 +72,21 @@ class Found:
 
 
 def measure_apart(name: str, options: Options) -> Found:
-    """`measure` in a process of its own: how many devices a CPU is cannot be changed once JAX runs."""
+    """`measure` in a process of its own: how many devices a CPU is cannot be changed once JAX runs.
+
+    Raises:
+      UserError: as `measure`, or the process did not live to its end.
+    """
     # An accelerator's memory is shared with the peers.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure, name, options).result()
+        try:
+            return pool.submit(measure, name, options).result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"{name}: its process was ended from outside, most likely as memory ran out; choose fewer --modes, "
+                "--nopeers, or a smaller one of --workloads"
+            ) from None
 
 
 def measure(name: str, options: Options) -> Found:
@@ -84,6 +95,8 @@ def measure(name: str, options: Options) -> Found:
     Raises:
       UserError: no such workload, or our logits are not those of the peers.
     """
+    import jax
+
     from lpe_jax.benchmark import ceiling, engine, workloads
     from lpe_jax.loading import make_mesh, split_cpu
 
@@ -96,7 +109,8 @@ def measure(name: str, options: Options) -> Found:
     pairs = {mode: engine.pair_of(workload, mode) for mode in options.modes}
     samplers = {mode: engine.sampler_of(workload, pair, mesh) for mode, pair in pairs.items()}
 
-    contestants, trials, notes = [], {}, []
+    contestants, trials = [], {}
+    notes = [f"JAX on {jax.device_count() if mesh else 1} x {jax.devices()[0].device_kind}"]
     if workload.naive:
         alone = next(iter(samplers.values())).alone
         contestants = [_ours("plain rows of the original", workload, alone, kind=REFERENCE)]
@@ -109,8 +123,9 @@ def measure(name: str, options: Options) -> Found:
     if not workload.naive:
         contestants += [_ours(f"our engine, {mode}", workload, sampler) for mode, sampler in samplers.items()]
         if options.peers and not workload.alone:
-            peers, trials, notes = _peers(workload, pairs, options)
+            peers, trials, of_peers = _peers(workload, pairs, options)
             contestants += peers
+            notes += of_peers
 
     for contestant in contestants:
         if contestant.kind in (OURS, REFERENCE):

@@ -1,5 +1,8 @@
 """Workloads: models that differ as an abliterated one does, lengths as they are said to be."""
 
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
 import numpy as np
 import pytest
 
@@ -79,6 +82,22 @@ def test_what_takes_too_long_or_fails_is_said():
     with run.limited(9) as ran:
         pass
     assert ran.failed is None
+
+
+def test_a_process_that_is_ended_is_said(monkeypatch):
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers, mp_context):
+            super().__init__(workers)
+
+        def submit(self, call, *arguments):
+            return super().submit(self.ended)
+
+        def ended(self):
+            raise BrokenProcessPool
+
+    monkeypatch.setattr(run, "ProcessPoolExecutor", Pool)
+    with pytest.raises(UserError, match="real512: its process was ended from outside, most likely as memory ran out"):
+        run.measure_apart("real512", run.Options())
 
 
 def test_a_gpu_is_asked_for_by_name():

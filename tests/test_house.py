@@ -14,6 +14,8 @@ ROOMS = ["prompts", "models", "decoding", "judging", "estimation", "evaluation",
 # Entered from both sides; they may import only each other's neighbours named here.
 OPEN_TO_ALL = {"types", "errors", "version", "machine", "records"}
 PACKAGE = ROOT / "lpe_jax"
+# What joins the rooms; none of them imports any of these.
+BESIDE = {"live", "job", "loading", "asked", "sweep", "shards", "together", "benchmark"}
 
 
 def imports(path: Path) -> set[str]:
@@ -34,7 +36,7 @@ def rooms_imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_no_room_imports_one_to_its_right(room):
-    right = set(ROOMS[ROOMS.index(room) + 1 :]) | {"live", "job", "loading", "asked", "sweep", "shards", "together"}
+    right = set(ROOMS[ROOMS.index(room) + 1 :]) | BESIDE
     for path in (PACKAGE / room).glob("*.py"):
         assert not rooms_imported(path) & right, path
 
@@ -45,6 +47,12 @@ def test_statistics_know_no_model(room):
         assert rooms_imported(path) <= {"types", "machine", "estimation", "evaluation"}, path
         outside = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
         assert outside <= {"jax", "numpy", "lpe_jax"}, path
+
+
+def test_nothing_leans_on_the_benchmark():
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name != "benchmark":
+            assert "benchmark" not in rooms_imported(path), path
 
 
 def test_records_and_types_lean_on_no_room():

@@ -219,10 +219,11 @@ def save_checkpoint(config: Qwen3Config, leaves: dict[str, np.ndarray], folder: 
         tensors[leaf.hf_name] = np.ascontiguousarray(np.asarray(leaves[leaf.name]).reshape(leaf.hf_shape(config)))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     dtype = np.asarray(leaves["embed_tokens"]).dtype.name
-    (folder / "config.json").write_text(json.dumps(_config_json(config, dtype), indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config_json(config, dtype), indent=2) + "\n")
 
 
-def _config_json(config: Qwen3Config, dtype: str) -> dict:
+def config_json(config: Qwen3Config, dtype: str) -> dict:
+    """What config.json says of a checkpoint of this config, as transformers 4 and 5 read it."""
     return {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",

@@ -1,0 +1,1 @@
+"""How fast the decode is, against what a user would run instead, at equal work."""

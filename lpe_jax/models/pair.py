@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from lpe_jax.errors import PairError
 from lpe_jax.models.checkpoint import Checkpoint
@@ -152,6 +152,38 @@ def pair_modules(original: Qwen3, variant: Qwen3, *, num_tokens: int, eos_ids: t
     return _assemble(original.config, arrays, shared, num_tokens, eos_ids)
 
 
+def abstract_pair(
+    config: Qwen3Config,
+    *,
+    doubled: Callable[[str], bool],
+    num_tokens: int,
+    eos_ids: tuple[int, ...],
+    dtype: jnp.dtype,
+    place: Mesh | jax.Device | None = None,
+) -> Pair:
+    """A pair of shapes, for a look at programs whose weights are elsewhere: it can be lowered and not run.
+
+    Args:
+      doubled: whether a parameter of this name (lpe_jax/models/layout.py) differs between the two.
+      place: the mesh that its weights lie on, or one device; None says nothing of it.
+
+    Raises:
+      CheckpointError: the mesh does not divide the model.
+    """
+    mesh = place if isinstance(place, Mesh) else None
+    check_mesh(config, mesh)
+    arrays, shared = {}, {}
+    for leaf in leaves_of(config):
+        shared[leaf.name] = not doubled(leaf.name)
+        lead = () if shared[leaf.name] else (2,)
+        if mesh is not None:
+            where = NamedSharding(mesh, PartitionSpec(*(None,) * len(lead), *leaf.spec()))
+        else:
+            where = None if place is None else SingleDeviceSharding(place)
+        arrays[leaf.name] = jax.ShapeDtypeStruct((*lead, *leaf.shape(config)), dtype, sharding=where)
+    return _assemble(config, arrays, shared, num_tokens, eos_ids)
+
+
 def _assemble(config, arrays, shared, num_tokens, eos_ids) -> Pair:
     order = _leaf_order(config)
     return Pair(
@@ -166,11 +198,16 @@ def _assemble(config, arrays, shared, num_tokens, eos_ids) -> Pair:
 
 def check_same_shape(original: Checkpoint, variant: Checkpoint) -> None:
     """Raises PairError naming every config field in which two checkpoints differ."""
-    a, b = dataclasses.asdict(original.config), dataclasses.asdict(variant.config)
+    check_same_config((original.source, original.config), (variant.source, variant.config))
+
+
+def check_same_config(original: tuple[str, Qwen3Config], variant: tuple[str, Qwen3Config]) -> None:
+    """check_same_shape of (source, config) each."""
+    a, b = (dataclasses.asdict(config) for _, config in (original, variant))
     differing = [f for f in a if a[f] != b[f] and f not in _FREE_FIELDS]
     if differing:
         what = ", ".join(f"{f} ({a[f]} against {b[f]})" for f in differing)
-        raise PairError(f"{original.source} and {variant.source} cannot be mixed: they differ in {what}")
+        raise PairError(f"{original[0]} and {variant[0]} cannot be mixed: they differ in {what}")
 
 
 def describe_sharing(pair: Pair) -> str:

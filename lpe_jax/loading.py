@@ -150,18 +150,19 @@ def split_cpu(rows: int) -> None:
         jax.config.update("jax_num_cpu_devices", next((n for n in range(most, 0, -1) if rows % n == 0), 1))
 
 
-def make_mesh(model_parallel: int) -> Mesh | None:
-    """All devices as ("data", "model"); None when there is only one.
+def make_mesh(model_parallel: int, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
+    """Devices as ("data", "model"), by default all there are; None when there is only one.
 
     Raises:
       UserError: the devices do not divide.
     """
     if jax.process_count() > 1:
         raise UserError(f"{jax.process_count()} processes share this job, and it runs in one process only")
-    count = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     if model_parallel < 1 or count % model_parallel:
         raise UserError(f"--model_parallel={model_parallel} does not divide the {count} devices there are")
     if count == 1:
         return None
     # Written out because Explicit axes, the default, refuse a lookup in a sharded embedding.
-    return jax.make_mesh((count // model_parallel, model_parallel), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    shape = count // model_parallel, model_parallel
+    return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)

@@ -21,7 +21,7 @@ def test_flags_in_the_documents_exist():
         program: subprocess.run(
             [sys.executable, "-m", f"experiments.{program}", "--helpfull"], cwd=ROOT, capture_output=True, text=True
         ).stdout
-        for program in ("estimate", "evaluate", "forecast", "sample", "train_tiny", "benchmark")
+        for program in ("estimate", "evaluate", "forecast", "plan", "sample", "train_tiny", "benchmark")
     }
     known = set(re.findall(r"--(?:\[no\])?(\w+)", "".join(helps.values())))
     for document in DOCUMENTS:

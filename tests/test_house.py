@@ -10,12 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Left to right, as a rollout flows. A room may import those to its left.
-ROOMS = ["prompts", "models", "decoding", "judging", "estimation", "evaluation", "reporting"]
+ROOMS = ["prompts", "models", "decoding", "planning", "judging", "estimation", "evaluation", "reporting"]
 # Entered from both sides; they may import only each other's neighbours named here.
 OPEN_TO_ALL = {"types", "errors", "version", "machine", "records"}
 PACKAGE = ROOT / "lpe_jax"
 # What joins the rooms; none of them imports any of these.
-BESIDE = {"live", "job", "loading", "asked", "sweep", "shards", "together", "benchmark"}
+BESIDE = {"live", "job", "loading", "asked", "sweep", "shards", "together", "plan", "benchmark"}
 
 
 def imports(path: Path) -> set[str]:

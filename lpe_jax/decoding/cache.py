@@ -42,16 +42,29 @@ class Prompts:
     last: jax.Array
 
 
+# Axes of what rows have said, keys and values. Where what is not summed over comes last in either product, a CPU
+# multiplies it many at a time; a GPU copies nothing then. A TPU would copy all of it when a decode begins and when it
+# ends, unless what is written at a step, one slot's heads, lies together.
+SLOTS_LAST, SLOTS_FIRST = ("KHW", "KWH"), ("WKH", "WKH")
+
+
+def response_axes(platform: str) -> tuple[str, str]:
+    """The order of axes of keys and values of responses that suits a platform, as JAX names it."""
+    return SLOTS_FIRST if platform == "tpu" else SLOTS_LAST
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Responses:
-    """What each row has been fed since its prompt was computed: k, L x [M, B, K, H, W], and v, L x [M, B, K, W, H].
+    """What each row has been fed since its prompt was computed.
 
-    What is not summed over comes last in either product, so that a CPU multiplies it many at a time.
+    Attributes:
+      k, v: L x [M, B, ...], then the axes named by the two words of `axes`.
     """
 
     k: tuple[jax.Array, ...]
     v: tuple[jax.Array, ...]
+    axes: tuple[str, str] = dataclasses.field(default=SLOTS_LAST, metadata={"static": True})
 
 
 def empty_prompts(pair: Pair, groups: int, slots: int) -> Prompts:
@@ -60,10 +73,15 @@ def empty_prompts(pair: Pair, groups: int, slots: int) -> Prompts:
     return Prompts(cache.k, cache.v, jnp.zeros(groups, jnp.int32), jnp.zeros(groups, jnp.int32))
 
 
-def empty_responses(pair: Pair, rows: int, slots: int) -> Responses:
+def empty_responses(pair: Pair, rows: int, slots: int, axes: tuple[str, str] = SLOTS_LAST) -> Responses:
     """Nothing said yet."""
-    cache = pair.empty_cache(rows, slots)
-    return Responses(tuple(k.swapaxes(3, 4) for k in cache.k), cache.v)
+    size = {"K": pair.config.num_kv_heads, "W": slots, "H": pair.config.head_dim}
+
+    def empty(order: str) -> tuple[jax.Array, ...]:
+        shape = (pair.models, rows, *(size[axis] for axis in order))
+        return tuple(jnp.zeros(shape, pair.dtype) for _ in range(pair.config.num_layers))
+
+    return Responses(empty(axes[0]), empty(axes[1]), axes)
 
 
 @jax.jit
@@ -115,21 +133,22 @@ def _advance(
     model: Qwen3, token, age, seen, of_prompts: KVCache, of_responses: Responses
 ) -> tuple[jax.Array, Responses]:
     """advance of one model: keys and values without M."""
-    c = model.config
+    c, axes = model.config, of_responses.axes
+    slots = 1 + axes[0].index("W"), 1 + axes[1].index("W")
     position = jnp.repeat(seen, len(token) // len(seen)) + age
     rope = rope_table(position[:, None], c)
     in_prompt = jnp.arange(of_prompts.k[0].shape[2])[None, :] < seen[:, None]  # [G, P]
-    in_response = jnp.arange(of_responses.v[0].shape[2])[None, :] <= age[:, None]  # [B, W]
+    in_response = jnp.arange(of_responses.v[0].shape[slots[1]])[None, :] <= age[:, None]  # [B, W]
     x = model.embed(token[:, None])  # [B, 1, D]
     written: list[tuple[jax.Array, jax.Array]] = []
     for i, layer in enumerate(model.layers):
         q, k, v = project_qkv(layer, x, rope, c)
-        k = _write(of_responses.k[i], k[:, :, 0], age, axis=3)
-        v = _write(of_responses.v[i], v[:, :, 0], age, axis=2)
+        k = _write(of_responses.k[i], k[:, :, 0], age, slots[0])
+        v = _write(of_responses.v[i], v[:, :, 0], age, slots[1])
         written.append((k, v))
         prompt = of_prompts.k[i], of_prompts.v[i], in_prompt
-        x = finish_block(layer, x, attend(q[:, 0], prompt, (k, v, in_response), c.head_dim)[:, None], c)
-    return rms_norm(x, model.norm[...], c.rms_norm_eps)[:, 0], Responses(*zip(*written, strict=True))
+        x = finish_block(layer, x, attend(q[:, 0], prompt, (k, v, in_response), c.head_dim, axes)[:, None], c)
+    return rms_norm(x, model.norm[...], c.rms_norm_eps)[:, 0], Responses(*zip(*written, strict=True), axes)
 
 
 def _write(cache: jax.Array, new: jax.Array, age: jax.Array, axis: int) -> jax.Array:
@@ -149,13 +168,15 @@ def _write(cache: jax.Array, new: jax.Array, age: jax.Array, axis: int) -> jax.A
     )
 
 
-def attend(q: jax.Array, of_prompts: tuple, of_responses: tuple, head_dim: int) -> jax.Array:
+def attend(
+    q: jax.Array, of_prompts: tuple, of_responses: tuple, head_dim: int, axes: tuple[str, str] = SLOTS_LAST
+) -> jax.Array:
     """Attention of one query per row over its group's prompt and its own response, as one softmax in float32.
 
     Args:
       q: [B, N, H].
       of_prompts: keys and values [G, K, P, H], and which slots count [G, P].
-      of_responses: keys [B, K, H, W] and values [B, K, W, H], and which slots count [B, W]; at least one of each row.
+      of_responses: keys and values, B and then their axes, and which slots count [B, W]; at least one of each row.
 
     Returns:
       [B, N, H].
@@ -169,7 +190,7 @@ def attend(q: jax.Array, of_prompts: tuple, of_responses: tuple, head_dim: int) 
     to_prompt = jnp.einsum("GRKNH,GKPH->GKRNP", q, k_prompt, preferred_element_type=f32) * scale
     to_prompt = jnp.where(in_prompt[:, None, None, None], to_prompt, -1e30)
     own = q.reshape(-1, heads, width, head_dim)  # [B, K, N / K, H]
-    to_response = jnp.einsum("BKNH,BKHW->BKNW", own, k, preferred_element_type=f32) * scale
+    to_response = jnp.einsum(f"BKNH,B{axes[0]}->BKNW", own, k, preferred_element_type=f32) * scale
     to_response = jnp.where(in_response[:, None, None], to_response, -1e30)
 
     # [G, K, R, ...] and [B, K, ...] are one softmax.
@@ -180,6 +201,6 @@ def attend(q: jax.Array, of_prompts: tuple, of_responses: tuple, head_dim: int) 
     weight_response = jnp.exp(to_response - of_rows[..., None])
     total = jnp.sum(weight_prompt, axis=-1).swapaxes(1, 2).reshape(of_rows.shape) + jnp.sum(weight_response, axis=-1)
     from_prompt = jnp.einsum("GKRNP,GKPH->GRKNH", weight_prompt.astype(v.dtype), v_prompt, preferred_element_type=f32)
-    from_response = jnp.einsum("BKNW,BKWH->BKNH", weight_response.astype(v.dtype), v, preferred_element_type=f32)
+    from_response = jnp.einsum(f"BKNW,B{axes[1]}->BKNH", weight_response.astype(v.dtype), v, preferred_element_type=f32)
     out = (from_prompt.reshape(from_response.shape) + from_response) / total[..., None]
     return out.reshape(len(own), heads * width, head_dim).astype(v.dtype)

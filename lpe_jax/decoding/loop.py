@@ -42,6 +42,12 @@ class Tickets:
     queue: jax.Array
     end: jax.Array
 
+    @classmethod
+    def none(cls, groups: int, tickets: int) -> Tickets:
+        zero = jnp.zeros((groups, tickets), jnp.int32)
+        identity = jnp.zeros((groups, tickets, 4), jnp.uint32)
+        return cls(zero.astype(jnp.float32), identity, zero, zero, zero[:, 0])
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

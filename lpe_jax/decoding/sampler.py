@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -91,31 +90,72 @@ class Sampler:
         """Tickets of a group, two for each row: what it does, and what it does next."""
         return 2 * self.rows_per_prompt
 
+    @property
+    def platform(self) -> str:
+        """Where the pair is, as JAX names it."""
+        where = self.pair.leaves[0].sharding
+        return jax.default_backend() if where is None else next(iter(where.device_set)).platform
+
     @functools.cached_property
     def _empty(self) -> Callable[[], tuple[cache.Prompts, Rows, Results]]:
         """Makes what is on the device before anything is drawn; compiled once, however often a sampler draws."""
+        # Made in their places: all keys and values together need not fit one device.
+        places = None if self.mesh is None else self._places(jax.eval_shape(self._nothing))
+        return jax.jit(self._nothing, out_shardings=places)
+
+    def _nothing(self) -> tuple[cache.Prompts, Rows, Results]:
         rows, length = self.batch_size, self.settings.max_new_tokens
         grid = None if self.grid is None else len(self.grid)
+        responses = cache.empty_responses(self.pair, rows, length, cache.response_axes(self.platform))
+        return (
+            cache.empty_prompts(self.pair, self.groups, self.prompt_slots),
+            Rows.idle(self.groups, self.rows_per_prompt, responses, grid),
+            Results.none(self.groups, self.tickets, length, grid),
+        )
 
-        def empty():
-            return (
-                cache.empty_prompts(self.pair, self.groups, self.prompt_slots),
-                Rows.idle(self.groups, self.rows_per_prompt, cache.empty_responses(self.pair, rows, length), grid),
-                Results.none(self.groups, self.tickets, length, grid),
-            )
+    def shapes(self) -> tuple[cache.Prompts, Tickets, Rows, Results]:
+        """What `decode` takes beside the pair, as shapes in their places. Nothing is put on a device."""
+        prompts, rows, results = jax.eval_shape(self._nothing)
+        tickets = jax.eval_shape(lambda: Tickets.none(self.groups, self.tickets))
+        shapes = prompts, tickets, rows, results
+        if self.mesh is None:
+            return shapes
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, self._places(shapes)
+        )
 
-        # Made in their places: all keys and values together need not fit one device.
-        places = None if self.mesh is None else jax.tree.map(self._place, jax.eval_shape(empty))
-        return jax.jit(empty, out_shardings=places)
+    def lower(self) -> jax.stages.Lowered:
+        """The decode as this sampler would run it, traced but not compiled; the pair's leaves may be shapes too."""
+        return self._call(decode.lower, *self.shapes())
 
-    def _place(self, x: Any) -> NamedSharding:
+    def _call(self, function: Callable[..., Any], *state: Any) -> Any:
+        """decode, or decode.lower, of what `shapes` lists."""
+        grid = None if self.grid is None else np.asarray(self.grid, np.float32)
+        words = np.uint32(self.seed), np.int32(STEPS), self.settings, grid
+        return function(self.pair, *state, *words, to_the_end=self.mesh is not None, sums=self.sums)
+
+    def _places(self, tree: Any) -> Any:
         """Groups and rows divided over "data": the first axis, or the second of keys and values, whose heads are
         divided over "model".
         """
-        # Written as XLA writes it in what it returns: with other words for the same place all would be compiled twice.
-        heads = ("model",) if self.mesh.shape["model"] > 1 else ()
-        spec = PartitionSpec("data") if x.ndim < 5 else PartitionSpec(None, "data", *heads)
-        return NamedSharding(self.mesh, spec)
+
+        def place(x: Any, heads: int = 2) -> NamedSharding:
+            # Written as XLA writes it in what it returns: with other words for the same place all would be compiled
+            # twice.
+            split = (*[None] * (heads - 2), "model") if self.mesh.shape["model"] > 1 else ()
+            spec = PartitionSpec("data") if x.ndim < 5 else PartitionSpec(None, "data", *split)
+            return NamedSharding(self.mesh, spec)
+
+        def of_responses(x: Any) -> Any:
+            if not isinstance(x, cache.Responses):
+                return place(x)
+            k, v = (
+                tuple(place(a, 2 + order.index("K")) for a in arrays)
+                for arrays, order in zip((x.k, x.v), x.axes, strict=True)
+            )
+            return cache.Responses(k, v, x.axes)
+
+        return jax.tree.map(of_responses, tree, is_leaf=lambda x: isinstance(x, cache.Responses))
 
     def draw(self, requests: Sequence[Request]) -> Iterator[Rollout]:
         """Yields one rollout per request, in their order; a request that comes twice is drawn once."""
@@ -175,7 +215,6 @@ class _Device:
         groups, tickets = sampler.groups, sampler.tickets
         self.prompts, self.rows, self.results = sampler._empty()
         self.prompt_of: list[str | None] = [None] * groups
-        self.grid = None if sampler.grid is None else jnp.asarray(sampler.grid, jnp.float32)
         self.alpha = np.ones((groups, tickets), np.float32)
         self.identity = np.zeros((groups, tickets, 4), np.uint32)
         self.serial = np.zeros((groups, tickets), np.int32)
@@ -205,20 +244,9 @@ class _Device:
         # Copies, as the device may read them while the host writes the next ones.
         tickets = jax.tree.map(np.array, Tickets(self.alpha, self.identity, self.serial, queue, end))
         if sampler.mesh is not None:
-            tickets = jax.device_put(tickets, jax.tree.map(sampler._place, tickets))
-        self.rows, self.results, taken = decode(
-            sampler.pair,
-            self.prompts,
-            tickets,
-            self.rows,
-            self.results,
-            np.uint32(sampler.seed),
-            np.int32(STEPS),
-            sampler.settings,
-            self.grid,
-            to_the_end=sampler.mesh is not None,
-            sums=sampler.sums,
-        )
+            tickets = jax.device_put(tickets, sampler._places(tickets))
+        state = self.prompts, tickets, self.rows, self.results
+        self.rows, self.results, taken = sampler._call(decode, *state)
         self.schedule.take(np.asarray(taken))
 
     def fetch(self) -> list[Rollout]:
@@ -283,5 +311,9 @@ def slots_for(prompts: Mapping[str, Sequence[int]], max_positions: int, max_new_
                 f"prompt {prompt_id!r} has {len(ids)} tokens, which with --max_new_tokens={max_new_tokens} is over the "
                 f"models' {max_positions} positions; shorten one of them"
             )
-    longest = max(len(ids) for ids in prompts.values())
+    return rounded_slots(max(len(ids) for ids in prompts.values()))
+
+
+def rounded_slots(longest: int) -> int:
+    """Prompt slots for prompts of up to so many tokens."""
     return -(-longest // _SLOT_STEP) * _SLOT_STEP

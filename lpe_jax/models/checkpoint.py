@@ -51,6 +51,22 @@ def locate(source: str) -> Path:
     Raises:
       CheckpointError: no such folder, or the hub does not give it.
     """
+    return _located(source, ["*.json", "*.safetensors", "*.txt", "*.jinja"])
+
+
+def open_config(source: str) -> Qwen3Config:
+    """The config of a checkpoint and nothing more: of a folder, its config.json itself, or a hub id.
+
+    Raises:
+      CheckpointError: it is not there, or cannot be used.
+    """
+    path = Path(source).expanduser()
+    named = path.name == "config.json" and not path.is_dir()
+    return read_config(path.parent if named else _located(source, ["config.json"]))
+
+
+def _located(source: str, patterns: list[str]) -> Path:
+    """The folder of a source, with what these patterns name."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
@@ -61,7 +77,6 @@ def locate(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -252,6 +267,7 @@ __all__ = [
     "Leaf",
     "locate",
     "open_checkpoint",
+    "open_config",
     "read_chunks",
     "save_checkpoint",
     "stored_dtype",

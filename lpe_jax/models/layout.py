@@ -106,6 +106,12 @@ def edit_of(name: str) -> str:
     return name[: -len(kind_of(name))] + EDITS[kind_of(name)]
 
 
+def matrix_of(edit: str) -> str:
+    """ "layers.0.o_proj" for "layers.0.o_edit"."""
+    kind = kind_of(edit)
+    return edit[: -len(kind)] + next(matrix for matrix, name in EDITS.items() if name == kind)
+
+
 def leaves_of(config: Qwen3Config) -> list[Leaf]:
     """The parameters a module of this config has; a tied head is the embedding."""
     layers = [

@@ -11,14 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from lpe_jax.errors import PairError
 from lpe_jax.models.checkpoint import Checkpoint
 from lpe_jax.models.config import Qwen3Config
 from lpe_jax.models.layout import kind_of, leaves_of
 from lpe_jax.models.qwen3 import KVCache, Qwen3
-from lpe_jax.models.sharing import Sharing, find_sharing, sharing_of_arrays
+from lpe_jax.models.sharing import Sharing, edit_shapes, find_sharing, sharing_of_arrays
 from lpe_jax.models.weights import check_mesh, leaf_name, leaves_from_module, load_leaf
 
 ORIGINAL, VARIANT = 0, 1
@@ -178,7 +178,9 @@ def load_pair(
     for leaf in leaves_of(original.config):
         sources = [original] if sharing.once[leaf.name] else [original, variant]
         arrays[leaf.name] = load_leaf(leaf, sources, dtype, mesh)
-    return _assemble(original.config, arrays, sharing, num_tokens, eos_ids, mesh)
+    place = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    edits = {name: jnp.asarray(value, device=place) for name, value in sharing.edit_arrays(original.config).items()}
+    return _assemble(original.config, arrays, sharing.once, edits, sharing.edit_rank, num_tokens, eos_ids)
 
 
 def pair_modules(
@@ -192,33 +194,76 @@ def pair_modules(
     ours, theirs = leaves_from_module(original), leaves_from_module(variant)
     sharing = sharing_of_arrays(original.config, ours, theirs, mode)
     arrays = {n: ours[n] if sharing.once[n] else jnp.stack([ours[n], theirs[n]]) for n in ours}
-    return _assemble(original.config, arrays, sharing, num_tokens, eos_ids)
+    edits = {name: jnp.asarray(value) for name, value in sharing.edit_arrays(original.config).items()}
+    return _assemble(original.config, arrays, sharing.once, edits, sharing.edit_rank, num_tokens, eos_ids)
 
 
-def _assemble(config, arrays, sharing: Sharing, num_tokens, eos_ids, mesh: Mesh | None = None) -> Pair:
-    place = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    once, rank = dict(sharing.once), sharing.edit_rank
-    for name, value in sharing.edit_arrays(config).items():
-        arrays[name], once[name] = jnp.asarray(value, device=place), False
-    order = _leaf_order(config, rank)
+def abstract_pair(
+    config: Qwen3Config,
+    *,
+    doubled: Callable[[str], bool],
+    edit_rank: int = 0,
+    num_tokens: int,
+    eos_ids: tuple[int, ...],
+    dtype: jnp.dtype,
+    place: Mesh | jax.Device | None = None,
+) -> Pair:
+    """A pair of shapes, for a look at programs whose weights are elsewhere: it can be lowered and not run.
+
+    Args:
+      doubled: whether a parameter of this name (lpe_jax/models/layout.py) is there for each of the two.
+      edit_rank: of the variant's edits; 0 where it has none.
+      place: the mesh that its weights lie on, or one device; None says nothing of it.
+
+    Raises:
+      CheckpointError: the mesh does not divide the model.
+    """
+    mesh = place if isinstance(place, Mesh) else None
+    check_mesh(config, mesh)
+
+    def shape(size: tuple[int, ...], dtype: jnp.dtype, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        if mesh is not None:
+            where = NamedSharding(mesh, spec)
+        else:
+            where = None if place is None else SingleDeviceSharding(place)
+        return jax.ShapeDtypeStruct(size, dtype, sharding=where)
+
+    arrays, once = {}, {}
+    for leaf in leaves_of(config):
+        once[leaf.name] = not doubled(leaf.name)
+        lead = () if once[leaf.name] else (2,)
+        spec = PartitionSpec(*(None,) * len(lead), *leaf.spec())
+        arrays[leaf.name] = shape((*lead, *leaf.shape(config)), dtype, spec)
+    edits = {name: shape(size, jnp.float32, PartitionSpec()) for name, size in edit_shapes(config, edit_rank).items()}
+    return _assemble(config, arrays, once, edits, edit_rank, num_tokens, eos_ids)
+
+
+def _assemble(config, arrays, once, edits, edit_rank, num_tokens, eos_ids) -> Pair:
+    arrays, once = arrays | edits, {**once, **dict.fromkeys(edits, False)}
+    order = _leaf_order(config, edit_rank)
     return Pair(
         leaves=tuple(arrays[name] for name in order),
         axes=tuple(None if once[name] else 0 for name in order),
-        graphdef=_abstract_state(config, rank)[0],
+        graphdef=_abstract_state(config, edit_rank)[0],
         config=config,
         num_tokens=num_tokens,
         eos_ids=tuple(sorted(set(eos_ids))),
-        edit_rank=rank,
+        edit_rank=edit_rank,
     )
 
 
 def check_same_shape(original: Checkpoint, variant: Checkpoint) -> None:
     """Raises PairError naming every config field in which two checkpoints differ."""
-    a, b = dataclasses.asdict(original.config), dataclasses.asdict(variant.config)
+    check_same_config((original.source, original.config), (variant.source, variant.config))
+
+
+def check_same_config(original: tuple[str, Qwen3Config], variant: tuple[str, Qwen3Config]) -> None:
+    """check_same_shape of (source, config) each."""
+    a, b = (dataclasses.asdict(config) for _, config in (original, variant))
     differing = [f for f in a if a[f] != b[f] and f not in _FREE_FIELDS]
     if differing:
         what = ", ".join(f"{f} ({a[f]} against {b[f]})" for f in differing)
-        raise PairError(f"{original.source} and {variant.source} cannot be mixed: they differ in {what}")
+        raise PairError(f"{original[0]} and {variant[0]} cannot be mixed: they differ in {what}")
 
 
 def describe_sharing(pair: Pair) -> str:

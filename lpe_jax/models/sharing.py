@@ -14,7 +14,7 @@ from lpe_jax.errors import PairError
 from lpe_jax.models.checkpoint import Checkpoint, read_chunks, stored_dtype
 from lpe_jax.models.config import Qwen3Config
 from lpe_jax.models.edits import MAX_RANK, Measured, measure
-from lpe_jax.models.layout import EDITS, Leaf, edit_of, kind_of, leaves_of
+from lpe_jax.models.layout import EDITS, Leaf, edit_of, kind_of, leaves_of, matrix_of
 
 MODES = ("auto", "copies", "shared", "ablated")
 
@@ -41,20 +41,27 @@ class Sharing:
         return max((edit.rank for edit in self.edits.values()), default=0)
 
     def edit_arrays(self, config: Qwen3Config) -> dict[str, np.ndarray]:
-        """What `Edit` holds of every matrix that can have one, by leaf name, float32: [2, D, E] and [2, E, D], of which
-        the original's are zero, and so is the variant's where a matrix is equal or its edit of a lower rank.
+        """By leaf name, what has edit_shapes, float32: the original's are zero, and so is the variant's where a matrix
+        is equal or its edit of a lower rank.
         """
-        if not self.edits:
-            return {}
-        arrays, size, rank = {}, config.hidden_size, self.edit_rank
-        for leaf in leaves_of(config):
-            if kind_of(leaf.name) in EDITS:
-                u, a = np.zeros((size, rank), np.float32), np.zeros((rank, size), np.float32)
-                if edit := self.edits.get(leaf.name):
-                    u[:, : edit.rank], a[: edit.rank] = edit.u, edit.a
-                both = {name: np.stack([np.zeros_like(value), value]) for name, value in (("u", u), ("a", a))}
-                arrays |= {f"{edit_of(leaf.name)}.{name}": value for name, value in both.items()}
+        arrays = {}
+        for name, size in edit_shapes(config, self.edit_rank).items():
+            matrix, part = name.rsplit(".", 1)
+            value = np.zeros(size, np.float32)
+            if edit := self.edits.get(matrix_of(matrix)):
+                values = getattr(edit, part)
+                value[(1, *map(slice, values.shape))] = values  # the original's stay zero
+            arrays[name] = value
         return arrays
+
+
+def edit_shapes(config: Qwen3Config, rank: int) -> dict[str, tuple[int, ...]]:
+    """What `Edit` holds of every matrix that can have one, for both models: shapes by leaf name; none for rank 0."""
+    if not rank:
+        return {}
+    of_one = {"u": (2, config.hidden_size, rank), "a": (2, rank, config.hidden_size)}
+    matrices = [leaf.name for leaf in leaves_of(config) if kind_of(leaf.name) in EDITS]
+    return {f"{edit_of(name)}.{part}": size for name in matrices for part, size in of_one.items()}
 
 
 def find_sharing(original: Checkpoint, variant: Checkpoint, mode: str, dtype: jnp.dtype) -> Sharing:

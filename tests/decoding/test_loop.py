@@ -31,10 +31,9 @@ def compiled(pair, groups, rows, max_new_tokens, grid=None):
     tickets = 2 * rows
 
     def arguments():
-        zero = jnp.zeros((groups, tickets), jnp.int32)
         return (
             cache.empty_prompts(pair, groups, 8),
-            loop.Tickets(zero.astype(float), jnp.zeros((*zero.shape, 4), jnp.uint32), zero, zero, zero[:, 0]),
+            loop.Tickets.none(groups, tickets),
             loop.Rows.idle(groups, rows, cache.empty_responses(pair, groups * rows, max_new_tokens), grid),
             loop.Results.none(groups, tickets, max_new_tokens, grid),
         )
@@ -112,6 +111,20 @@ def mismatches(one, packings):
 @pytest.mark.parametrize("packings", [10, pytest.param(200, marks=pytest.mark.slow)])
 def test_tokens_do_not_depend_on_batch_mates_or_order(packings):
     assert mismatches(sampler(), packings) == 0
+
+
+def test_the_order_of_axes_changes_no_rollout(monkeypatch):
+    """As a TPU keeps what rows have said; a product is summed in another order at most."""
+    one = sampler()
+    expected = by_request(one.draw(all_requests()))
+    assert cache.response_axes("cpu") == cache.response_axes("gpu") != cache.response_axes("tpu")
+    monkeypatch.setattr(cache, "response_axes", lambda platform: cache.SLOTS_FIRST)
+    other = sampler(pair=one.pair)
+    assert other.shapes()[2].responses.k[0].shape == (2, 16, 20, 2, 8)
+    found = by_request(other.draw(all_requests()))
+    for key, rollout in found.items():
+        assert np.array_equal(rollout.tokens, expected[key].tokens)
+        assert rollout.logp_path == pytest.approx(expected[key].logp_path, abs=1e-4)
 
 
 def test_keys_by_row_would_be_seen(monkeypatch):

@@ -77,7 +77,7 @@ flags.DEFINE_integer(
     "model_parallel", 1, "Devices that share one copy of the models; the others take rows.", lower_bound=1
 )
 flags.DEFINE_enum(
-    *("pair_mode", "sums"),
+    "pair_mode",
     "auto",
     ["auto", "copies", "shared", "ablated"],
     "What is kept once for both models. copies: nothing; shared: equal weights; ablated: all weights, where the "

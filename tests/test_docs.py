@@ -23,16 +23,22 @@ def test_flags_in_the_documents_exist():
         ).stdout
         for program in ("estimate", "evaluate", "forecast", "plan", "sample", "train_tiny", "benchmark")
     }
-    known = set(re.findall(r"--(?:\[no\])?(\w+)", "".join(helps.values())))
+    known = flags_of("".join(helps.values()))
     for document in DOCUMENTS:
         text = document.read_text()
         for program, flags in re.findall(r"experiments\.(\w+)((?:[ \\\n]+--\S+)*)", text):
             assert program in helps, f"{document.name}: experiments.{program}"
-            own = set(re.findall(r"--(?:\[no\])?(\w+)", helps[program])) | {"help"}
+            own = flags_of(helps[program])
             for flag in re.findall(r"--(\w+)", flags):
                 assert flag in own, f"{document.name}: --{flag} of {program}"
         for flag in re.findall(r"`--(\w+)", text):
-            assert flag in known | {"help"}, f"{document.name}: --{flag}"
+            assert flag in known, f"{document.name}: --{flag}"
+
+
+def flags_of(text: str) -> set[str]:
+    """The flags that --helpfull lists, booleans in both their spellings."""
+    found = re.findall(r"--(\[no\])?(\w+)", text)
+    return {name for _, name in found} | {f"no{name}" for no, name in found if no} | {"help"}
 
 
 def test_nothing_is_left_to_fill_in():

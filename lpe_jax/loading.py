@@ -126,13 +126,13 @@ def read_eos_ids(folder: Path) -> tuple[int, ...]:
 
 def split_cpu(rows: int) -> None:
     """Lets JAX see several cores of a CPU as a device each, as many as can share rows evenly; too late once JAX runs.
-    Another number that was asked for stays.
+    Another number that was asked for stays, and processes that share a run take one device each: they share the cores.
 
     XLA takes one core for the small operations of a tiny model, whatever there are. Devices that split the rows draw
     the same rollouts side by side. For larger models it would be a loss: each device keeps weights of its own, and XLA
     splits the products among cores by itself.
     """
-    asked = jax.config.jax_num_cpu_devices >= 0
+    asked = jax.config.jax_num_cpu_devices >= 0 or jax.distributed.is_initialized()
     if asked or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     most = min(cores(), rows // _ROWS_PER_CORE)
@@ -142,17 +142,17 @@ def split_cpu(rows: int) -> None:
 
 
 def make_mesh(model_parallel: int) -> Mesh | None:
-    """All devices as ("data", "model"); None when there is only one.
+    """All devices of this process as ("data", "model"); None when there is only one.
 
     Raises:
       UserError: the devices do not divide.
     """
-    if jax.process_count() > 1:
-        raise UserError(f"{jax.process_count()} processes share this job, and it runs in one process only")
-    count = jax.device_count()
+    devices = jax.local_devices()
+    count = len(devices)
     if model_parallel < 1 or count % model_parallel:
         raise UserError(f"--model_parallel={model_parallel} does not divide the {count} devices there are")
     if count == 1:
         return None
     # Written out because Explicit axes, the default, refuse a lookup in a sharded embedding.
-    return jax.make_mesh((count // model_parallel, model_parallel), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    shape = (count // model_parallel, model_parallel)
+    return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)

@@ -38,7 +38,7 @@ processes.HEARTBEAT_SECONDS, processes._PATIENCE_SECONDS, rollouts._SHARD_ROWS =
 from experiments import {name}, launch
 launch.run({name}.main)
 """
-LPE = ["--method=lpe", "--n_search=4", "--n_fit=6", "--alphas=0.9,0.5,0.1", "--naive_check=10", "--nofigures"]
+LPE = ["--method=lpe", "--n_search=4", "--n_fit=6", "--alphas=0.9,0.5,0.1", "--naive_check=0", "--nofigures"]
 NAIVE = ["--method=naive", "--n_naive=40", "--nofigures"]
 
 
@@ -66,12 +66,12 @@ def one(place, monkeypatch, capsys):
     """One process alone, this one, as a program of its own takes long to start; it is to end well."""
 
     def call(*flags, **env):
-        monkeypatch.chdir(place)
-        monkeypatch.setattr(sys, "argv", ["program", *given(place, *flags)])
-        for name, value in env.items():
-            monkeypatch.setenv(name, value)
         capsys.readouterr()
-        with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+        with monkeypatch.context() as patch, flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+            patch.chdir(place)
+            patch.setattr(sys, "argv", ["program", *given(place, *flags)])
+            for name, value in env.items():
+                patch.setenv(name, value)
             launch.run(estimate.main)
         out, err = capsys.readouterr()
         assert not ended.value.code, err

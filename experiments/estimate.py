@@ -142,6 +142,7 @@ def main() -> None:
         asked=asked,
         flagfile=vocabulary.flagfile(asked),
         draw_figures=FLAGS.figures,
+        processes=vocabulary.processes(),
     )
 
 

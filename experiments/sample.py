@@ -32,7 +32,9 @@ flags.DEFINE_boolean(
     "Evaluate what rollouts of a prompt have in common once (for small models on a CPU), instead of drawing each by "
     "itself. Default: yes for the embedded pair and --world, else no.",
 )
-flags.DEFINE_integer("processes", 2, "With --share_prefixes: processes that share the prompts.", lower_bound=1)
+flags.DEFINE_integer(
+    "processes", 2, "With --share_prefixes on CPU: children that share the work of this process.", lower_bound=1
+)
 flags.DEFINE_boolean(
     "grid_logps", True, "Take every rollout's log p at all alphas of the grid; --share_prefixes always does."
 )
@@ -65,7 +67,9 @@ def main() -> None:
     except ValueError as error:
         raise UserError(f"--{error}") from None
     asked = vocabulary.flag_values([*vocabulary.JOB_FLAGS, *SWEEP_FLAGS, "alphas"])
-    sweep.run(asked_for, out=FLAGS.out, asked=asked, flagfile=vocabulary.flagfile(asked))
+    sweep.run(
+        asked_for, out=FLAGS.out, asked=asked, flagfile=vocabulary.flagfile(asked), processes=vocabulary.processes()
+    )
 
 
 if __name__ == "__main__":

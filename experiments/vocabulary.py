@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -96,6 +97,20 @@ flags.DEFINE_integer(
     "stops if they differ by more than rounding.",
     lower_bound=0,
 )
+flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT of process 0, as the others reach it, where several processes share a run. With --num_processes and "
+    "--process_id; every process is given the same command but for its --process_id, and one --out that all see.",
+)
+flags.DEFINE_integer(
+    "num_processes", None, "Processes that share the run; each draws every so-many-th prompt.", lower_bound=1
+)
+flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+flags.DEFINE_boolean(
+    "distributed", False, "Have JAX find those three by itself: on all hosts of a TPU pod, under Slurm, in Kubernetes."
+)
+PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 
 
 # The fields of lpe_jax.job.Job that programs share.
@@ -110,7 +125,7 @@ def check() -> None:
     """What absl cannot check of a single flag.
 
     Raises:
-      UserError: original and variant are not given together, or not with prompts.
+      UserError: original and variant are not given together, or not with prompts; flags of processes do not fit.
     """
     from lpe_jax.errors import UserError
 
@@ -119,6 +134,26 @@ def check() -> None:
         raise UserError(f"--{given} is given without --{missing}; give both, or neither for the embedded pair")
     if FLAGS.original is not None and FLAGS.prompts is None:
         raise UserError("--prompts is missing; name a prompt file for these models")
+    given = [name for name in PROCESS_FLAGS if FLAGS[name].value is not None]
+    if given and FLAGS.distributed:
+        raise UserError(f"--distributed finds what --{given[0]} says; give one of the two")
+    if missing := [name for name in PROCESS_FLAGS if given and name not in given]:
+        raise UserError(f"--{missing[0]} is missing; it goes with --{given[0]}")
+    if given and FLAGS.process_id >= FLAGS.num_processes:
+        raise UserError(f"--process_id={FLAGS.process_id} is not below --num_processes={FLAGS.num_processes}")
+    if given and not re.fullmatch(r".+:\d{1,5}", FLAGS.coordinator):
+        raise UserError(f"--coordinator={FLAGS.coordinator} must be HOST:PORT")
+
+
+def processes():
+    """The processes that share the run, found as the flags say; to be called before JAX touches a device.
+
+    Raises:
+      UserError: they do not find each other.
+    """
+    from lpe_jax.processes import join
+
+    return join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, find=FLAGS.distributed)
 
 
 def flag_values(names: Iterable[str]) -> dict[str, Any]:

@@ -175,7 +175,7 @@ class Asked:
             # How many cores share the rows changes rounding at most, and a run may go on on another machine.
             "mesh": None if mesh is None or (on_cpu and mesh.shape["model"] == 1) else dict(mesh.shape),
             # Another compiler or chip rounds otherwise, and a draw on the edge then goes the other way.
-            "device": jax.devices()[0].device_kind,
+            "device": jax.local_devices()[0].device_kind,
             "jax": jax.__version__,
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -30,6 +31,7 @@ from lpe_jax.estimation.procedure import Procedure
 from lpe_jax.estimation.unscored import lpe_extremes
 from lpe_jax.judging.registry import make_judge
 from lpe_jax.models.pair import describe_sharing
+from lpe_jax.processes import ALONE, Processes
 from lpe_jax.records.files import write_whole
 from lpe_jax.records.ledger import Ledger
 from lpe_jax.records.rollouts import RolloutStore
@@ -41,6 +43,8 @@ from lpe_jax.types import Counts, Outcome, Prompt, Rollout
 # Of 200, in an order in which any first few span all rates.
 EMBEDDED_LIMIT = 16
 TABLE = "estimates.txt"
+# What rollouts say of each prompt, and naive checks by prompt id.
+_Found = tuple[list[tuple[live.Finished, table.PromptResult]], dict[str, live.Finished]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,15 @@ class Job(Asked):
         return EMBEDDED_LIMIT if self.prompts is None else 0
 
 
-def run(job: Job, *, out: str | None, asked: Mapping[str, Any], flagfile: str, draw_figures: bool) -> Path:
+def run(
+    job: Job,
+    *,
+    out: str | None,
+    asked: Mapping[str, Any],
+    flagfile: str,
+    draw_figures: bool,
+    processes: Processes = ALONE,
+) -> Path:
     """Runs a job, or goes on with it, or says that it is finished. Returns the run folder.
 
     Everything cheap that can be wrong is looked at before the models are loaded, and nothing is written before
@@ -80,9 +92,10 @@ def run(job: Job, *, out: str | None, asked: Mapping[str, Any], flagfile: str, d
     Args:
       asked: the flags as given; a finished run that was asked for with the same ones is left alone.
       flagfile: the same as a file for --flagfile.
+      processes: who shares the run; each draws its share of the prompts, and the first reports them all.
 
     Raises:
-      UserError: any input that cannot be used.
+      UserError: any input that cannot be used, or a process that is missing.
     """
     began = time.monotonic()
     sampling = job.sampling()
@@ -90,20 +103,15 @@ def run(job: Job, *, out: str | None, asked: Mapping[str, Any], flagfile: str, d
     judge = make_judge(job.judge_name)
     asked = job.complete(asked, prompts, judge)
     folder = Path(out or f"runs/{job.program}-{settings_hash(asked)}")
-    record = read_run(folder)
-    there = all((folder / name).is_file() for name in (TABLE, "estimates.csv"))
-    if (
-        record is not None
-        and record["status"] == "finished"
-        and record.get("asked") == asked
-        and there
-        and not job.verify
-    ):
-        print((folder / TABLE).read_text(encoding="utf-8"), end="")
-        print(f"\n{folder} is finished: nothing to do. Another --seed or --out draws anew.")
+    folder, finished = processes.follow(folder, processes.first and not job.verify and _is_finished(folder, asked))
+    if finished:
+        if processes.first:
+            print((folder / TABLE).read_text(encoding="utf-8"), end="")
+            print(f"\n{folder} is finished: nothing to do. Another --seed or --out draws anew.")
         return folder
 
-    check_folder(folder)
+    if processes.first:
+        check_folder(folder)
     mesh = job.mesh()
     loaded = job.load(mesh)
     rendered = job.render(loaded, prompts)
@@ -128,11 +136,26 @@ def run(job: Job, *, out: str | None, asked: Mapping[str, Any], flagfile: str, d
     }
     # Later lines win: a default that depends on the models is written out, should it ever change.
     flagfile += "".join(f"--{name}={value}\n" for name, value in resolved.items())
-    with Run(folder, settings, asked=asked, flags=flagfile) as opened:
-        for note in (describe_sharing(loaded.pair), *loaded.notes, *_warnings(job, sampling)):
-            print(note)
-        print(f"{len(prompts)} prompts, method {job.method}, judge {judge.identity}; writing to {folder}\n", flush=True)
-        results = _results(job, prompts, sampler, judge, opened, job.truth(loaded) if job.at_one else {})
+    with processes.open(folder, settings, asked, flagfile) as opened:
+        if processes.first:
+            for note in (describe_sharing(loaded.pair), *loaded.notes, *_warnings(job, sampling)):
+                print(note)
+            shared = "" if processes.count == 1 else f" shared by {processes.count} processes"
+            print(
+                f"{len(prompts)} prompts{shared}, method {job.method}, judge {judge.identity}; writing to {folder}\n",
+                flush=True,
+            )
+        with contextlib.closing(processes.ledger(folder)) as ledger:
+            judged = live.Judged(judge, ledger, job.thinking)
+            drawing = _Drawing(job, judged, opened, processes, job.truth(loaded) if job.at_one else {})
+            found, checks = drawing.draw(processes.share(prompts), sampler)
+            if not processes.first:
+                drawing.done()
+                processes.end()
+                return folder
+            if processes.count > 1:
+                found, checks = drawing.gather(prompts, sampler, ledger)
+        results = _together(job, found, checks)
         order = {prompt.id: i for i, prompt in enumerate(prompts)}
         results.sort(key=lambda result: order[result.prompt_id])
         text = table.terminal_table(results) + "\n"
@@ -143,8 +166,16 @@ def run(job: Job, *, out: str | None, asked: Mapping[str, Any], flagfile: str, d
             _draw_figures(results, folder / "figures")
         opened.metric(event="finished", seconds=round(time.monotonic() - began, 1))
         opened.finish()
+    processes.end()
     print(f"\nfinished in {time.monotonic() - began:.0f} s; see {folder}")
     return folder
+
+
+def _is_finished(folder: Path, asked: Mapping[str, Any]) -> bool:
+    """Whether the folder has all that a job that was asked for so gives."""
+    record = read_run(folder)
+    there = all((folder / name).is_file() for name in (TABLE, "estimates.csv"))
+    return record is not None and record["status"] == "finished" and record.get("asked") == asked and there
 
 
 def _warnings(job: Job, sampling: SamplingSettings) -> list[str]:
@@ -160,38 +191,84 @@ def _warnings(job: Job, sampling: SamplingSettings) -> list[str]:
     return found
 
 
-def _results(job: Job, prompts: Sequence[Prompt], sampler: Sampler, judge, opened: Run, truth: Mapping[str, Any]):
-    """Every prompt's result, printed as it comes; under the path method, estimated anew from all of them."""
-    store = RolloutStore(opened.folder / "rollouts")
-    if len(store):
-        print(f"going on from {len(store)} rollouts already drawn")
-    ledger = Ledger(opened.folder / "verdicts.sqlite")
+@dataclasses.dataclass(frozen=True)
+class _Drawing:
+    """How this process's rollouts come to be drawn, judged and kept."""
 
-    # On a terminal only; elsewhere the lines of finished prompts are the progress.
-    bar = tqdm(unit=" rollouts", disable=None, leave=False)
+    job: Job
+    judged: live.Judged
+    opened: Run
+    processes: Processes
+    truth: Mapping[str, Any]
 
-    def on_batch(rollouts: int, tokens: int, seconds: float) -> None:
-        bar.update(rollouts)
-        opened.metric(event="batch", rollouts=rollouts, tokens=tokens, seconds=round(seconds, 3))
+    def store(self) -> RolloutStore:
+        """What every process has on disk by now, and what this one adds."""
+        return RolloutStore(self.opened.folder / "rollouts", self.processes.index)
 
-    # Before anything is drawn: what does not fit the device is to fail now.
-    alone = sampler.alone if job.naive_check else None
-    try:
-        judged = live.Judged(judge, ledger, job.thinking)
-        found = []
-        for finished in live.run(job.procedure, prompts, sampler, judged, store, on_batch):
-            result = _result(job, finished, truth.get(finished.prompt.id))
-            found.append((finished, result))
+    def draw(self, prompts: Sequence[Prompt], sampler: Sampler | live.Stored, *, quiet: bool = False) -> _Found:
+        """Each prompt's rollouts and what they say, printed as it comes, and its naive check by prompt id."""
+        job, store = self.job, self.store()
+        if len(store) and self.processes.first and not quiet:
+            print(f"going on from {len(store)} rollouts already drawn")
+        # On a terminal only; elsewhere the lines of finished prompts are the progress.
+        bar = tqdm(unit=" rollouts", disable=None if self.processes.first else True, leave=False)
+
+        def on_batch(rollouts: int, tokens: int, seconds: float) -> None:
+            bar.update(rollouts)
+            self.opened.metric(event="batch", rollouts=rollouts, tokens=tokens, seconds=round(seconds, 3))
+
+        def say(line: str) -> None:
             with bar.external_write_mode(file=sys.stdout):
-                print(table.prompt_line(result, len(found), len(prompts)), flush=True)
-        checks = _naive_checks(job, prompts, alone, judged, store, on_batch, [finished for finished, _ in found])
-        if job.verify:
+                print(self.processes.prefix + line, flush=True)
+
+        # Before anything is drawn: what does not fit the device is to fail now.
+        alone = sampler.alone if job.naive_check else None
+        found, checks = [], {}
+        try:
+            for finished in live.run(job.procedure, prompts, sampler, self.judged, store, on_batch):
+                found.append((finished, _result(job, finished, self.truth.get(finished.prompt.id))))
+                if not quiet:
+                    say(table.prompt_line(found[-1][1], len(found), len(prompts)))
+            if job.naive_check:
+                if not quiet:
+                    say(f"checking against {job.naive_check} naive rollouts of each prompt")
+                # They follow those that an estimate may have had of alpha = 1.
+                at_one = np.asarray(job.procedure.grid) == 1.0
+                had = {finished.prompt.id: finished.drawn[at_one].sum(keepdims=True) for finished, _ in found}
+                of_found = [prompt for prompt in prompts if prompt.id in had]
+                naive = Naive(job.naive_check)
+                for finished in live.run(naive, of_found, alone, self.judged, store, on_batch, had):
+                    checks[finished.prompt.id] = finished
+            if job.verify and prompts and not quiet:
+                store.flush()
+                say(verify.words(job.verify, _verified(job, prompts, sampler, store)))
+        finally:
+            bar.close()
             store.flush()
-            print(verify.words(job.verify, _verified(job, sampler, store)), flush=True)
-    finally:
-        bar.close()
-        store.flush()
-        ledger.close()
+        return found, checks
+
+    def done(self) -> list[int]:
+        """Says that this process's share is on disk and waits for the others; who ended without is returned."""
+        return self.processes.drawn(lambda k: self.store().rows(k), self.opened.folder)
+
+    def gather(self, prompts: Sequence[Prompt], sampler: Sampler, ledger: Ledger) -> _Found:
+        """All prompts, from what all processes drew.
+
+        Raises:
+          RunError: some are not complete, as a process has ended.
+        """
+        gone = self.done()
+        self.processes.learn(ledger, self.opened.folder)
+        found, checks = self.draw(prompts, live.Stored(), quiet=True)
+        missing = len(prompts) - (len(checks) if self.job.naive_check else len(found))
+        if missing and gone:
+            raise self.processes.incomplete(gone, missing, len(prompts))
+        # All of it is stored, unless a judge that failed was asked again and now has a word that asks for more.
+        return self.draw(prompts, sampler, quiet=True) if missing else (found, checks)
+
+
+def _together(job: Job, found: Sequence[tuple[live.Finished, table.PromptResult]], checks) -> list[table.PromptResult]:
+    """Every prompt's result, checked; under the path method, estimated anew from all of them."""
     estimates = [result.estimate for _, result in found]
     if job.method == "path":
         estimates = estimate_together([finished for finished, _ in found], job.judge_quality, job.seed)
@@ -201,28 +278,16 @@ def _results(job: Job, prompts: Sequence[Prompt], sampler: Sampler, judge, opene
     ]
 
 
-def _verified(job: Job, sampler: Sampler, store: RolloutStore) -> float:
+def _verified(job: Job, prompts: Sequence[Prompt], sampler: Sampler, store: RolloutStore) -> float:
     """By how much the sums of job.verify rollouts of each prompt are off."""
-    drawn: dict[str, list[Rollout]] = {}
+    drawn: dict[str, list[Rollout]] = {prompt.id: [] for prompt in prompts}
     for rollout in store.read():
-        drawn.setdefault(rollout.prompt_id, []).append(rollout)
+        if rollout.prompt_id in drawn:
+            drawn[rollout.prompt_id].append(rollout)
     return max(
         sampler.verify(prompt_id, [found[i] for i in verify.some(len(found), job.verify, job.seed)])
         for prompt_id, found in drawn.items()
     )
-
-
-def _naive_checks(
-    job: Job, prompts: Sequence[Prompt], sampler: Sampler, judged, store: RolloutStore, on_batch, found
-) -> dict[str, live.Finished]:
-    """By prompt id, naive rollouts that follow those an estimate may have had of alpha = 1."""
-    if not job.naive_check:
-        return {}
-    print(f"checking against {job.naive_check} naive rollouts of each prompt", flush=True)
-    at_one = np.asarray(job.procedure.grid) == 1.0
-    had = {finished.prompt.id: finished.drawn[at_one].sum(keepdims=True) for finished in found}
-    checks = live.run(Naive(job.naive_check), prompts, sampler, judged, store, on_batch, had)
-    return {finished.prompt.id: finished for finished in checks}
 
 
 def _result(job: Job, finished: live.Finished, truth: Any | None) -> table.PromptResult:

@@ -98,7 +98,7 @@ class Judged:
 def run(
     procedure: Procedure,
     prompts: Sequence[Prompt],
-    sampler: Sampler,
+    sampler: Sampler | Stored,
     judge: Callable[[Sequence[tuple[Prompt, str]]], list[Verdict]],
     store: RolloutStore,
     on_batch: Callable[[int, int, float], None] = lambda rollouts, tokens, seconds: None,
@@ -193,6 +193,23 @@ def run(
         began = time.perf_counter()
     yield from done
     store.flush()
+
+
+class Stored:
+    """In the place of a sampler, where nothing is to be drawn: prompts that miss a rollout never finish."""
+
+    @property
+    def alone(self) -> Stored:
+        """As lpe_jax.decoding.sampler.Sampler.alone."""
+        return self
+
+    def stream(self, more: Callable[[int], Sequence[Request]]) -> Iterator[list[Rollout]]:
+        """Lets everything pass that is stored."""
+        while more(self._AT_ONCE):
+            pass
+        return iter(())
+
+    _AT_ONCE = 4096
 
 
 class _Steps:

@@ -135,13 +135,13 @@ def read_eos_ids(folder: Path) -> tuple[int, ...]:
 
 def split_cpu(rows: int) -> None:
     """Lets JAX see several cores of a CPU as a device each, as many as can share rows evenly; too late once JAX runs.
-    Another number that was asked for stays.
+    Another number that was asked for stays, and processes that share a run take one device each: they share the cores.
 
     XLA takes one core for the small operations of a tiny model, whatever there are. Devices that split the rows draw
     the same rollouts side by side. For larger models it would be a loss: each device keeps weights of its own, and XLA
     splits the products among cores by itself.
     """
-    asked = jax.config.jax_num_cpu_devices >= 0
+    asked = jax.config.jax_num_cpu_devices >= 0 or jax.distributed.is_initialized()
     if asked or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     most = min(cores(), rows // _ROWS_PER_CORE)
@@ -151,14 +151,13 @@ def split_cpu(rows: int) -> None:
 
 
 def make_mesh(model_parallel: int, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
-    """Devices as ("data", "model"), by default all there are; None when there is only one.
+    """Devices as ("data", "model"), by default all of this process; None when there is only one.
 
     Raises:
       UserError: the devices do not divide.
     """
-    if jax.process_count() > 1:
-        raise UserError(f"{jax.process_count()} processes share this job, and it runs in one process only")
-    count = jax.device_count() if devices is None else len(devices)
+    devices = jax.local_devices() if devices is None else devices
+    count = len(devices)
     if model_parallel < 1 or count % model_parallel:
         raise UserError(f"--model_parallel={model_parallel} does not divide the {count} devices there are")
     if count == 1:

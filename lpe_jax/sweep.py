@@ -16,9 +16,9 @@ from lpe_jax.asked import Asked
 from lpe_jax.decoding import verify
 from lpe_jax.judging.registry import judge_rollouts, make_judge
 from lpe_jax.live import Judged
+from lpe_jax.processes import ALONE, Processes
 from lpe_jax.records.bank import BankStore
-from lpe_jax.records.ledger import Ledger
-from lpe_jax.records.run import Run, check_folder, read_run, settings_hash
+from lpe_jax.records.run import check_folder, read_run, settings_hash
 from lpe_jax.shards import by_rows, by_tree, describe
 from lpe_jax.types import Outcome, Prompt
 
@@ -70,16 +70,19 @@ class Sweep(Asked):
         return self.batch_size or _TREE_BATCH if self.tree else super().rows
 
 
-def run(sweep: Sweep, *, out: str | None, asked: Mapping[str, Any], flagfile: str) -> Path:
+def run(
+    sweep: Sweep, *, out: str | None, asked: Mapping[str, Any], flagfile: str, processes: Processes = ALONE
+) -> Path:
     """Runs a sweep, or goes on with it, or says that it is finished. Returns the run folder, whose bank
     lpe_jax.records.bank.read_bank reads.
 
     Args:
       asked: the flags that can change a result, as given.
       flagfile: the same as a file for --flagfile.
+      processes: who shares the run; each draws its share of the prompts.
 
     Raises:
-      UserError: any input that cannot be used.
+      UserError: any input that cannot be used, or a process that is missing.
     """
     began = time.monotonic()
     sweep.sampling()  # refuses what is out of range before anything is loaded
@@ -88,12 +91,16 @@ def run(sweep: Sweep, *, out: str | None, asked: Mapping[str, Any], flagfile: st
     asked = sweep.complete(asked, prompts, judge)
     asked["world_folder"] = None if sweep.folder is None else str(sweep.folder.resolve())
     folder = Path(out or f"runs/sample-{settings_hash(asked)}")
-    record = read_run(folder)
-    if record is not None and record["status"] == "finished" and record.get("asked") == asked:
-        print(f"{folder} is finished: nothing to do. Another --seed or --out draws anew.")
+    record = read_run(folder) if processes.first else None
+    finished = record is not None and record["status"] == "finished" and record.get("asked") == asked
+    folder, finished = processes.follow(folder, finished)
+    if finished:
+        if processes.first:
+            print(f"{folder} is finished: nothing to do. Another --seed or --out draws anew.")
         return folder
 
-    check_folder(folder)
+    if processes.first:
+        check_folder(folder)
     mesh = None if sweep.tree else sweep.mesh()
     loaded = sweep.load(mesh)
     rendered = sweep.render(loaded, prompts)
@@ -109,24 +116,27 @@ def run(sweep: Sweep, *, out: str | None, asked: Mapping[str, Any], flagfile: st
         "texts": sweep.texts,
         "prompt_slots": None if sweep.tree else sampler.prompt_slots,
     }
-    with Run(folder, settings, asked=asked, flags=flagfile) as opened, contextlib.ExitStack() as stack:
-        store = BankStore(folder)
-        if store.entries:
-            print(f"going on from {len(store.entries)} prompts already drawn")
-        how = "sharing prefixes" if sweep.tree else f"in batches of {sweep.rows}"
-        print(f"{len(prompts)} prompts, {len(sweep.alphas)} alphas x {sweep.n:,} and {sweep.n_naive:,} at 1, {how}")
-        print(f"judge {judge.identity}; writing to {folder}\n", flush=True)
+    with processes.open(folder, settings, asked, flagfile) as opened, contextlib.ExitStack() as stack:
+        store = BankStore(folder, processes.index)
+        mine = processes.share(range(len(prompts)))
+        if processes.first:
+            if store.entries:
+                print(f"going on from {len(store.entries)} prompts already drawn")
+            how = "sharing prefixes" if sweep.tree else f"in batches of {sweep.rows}"
+            how += "" if processes.count == 1 else f", {processes.count} processes"
+            print(f"{len(prompts)} prompts, {len(sweep.alphas)} alphas x {sweep.n:,} and {sweep.n_naive:,} at 1, {how}")
+            print(f"judge {judge.identity}; writing to {folder}\n", flush=True)
         if sweep.judge_name == "tiny":  # exact and free: nothing to remember
             ask = functools.partial(judge_rollouts, judge, thinking=sweep.thinking)
         else:
-            ledger = stack.enter_context(contextlib.closing(Ledger(folder / "verdicts.sqlite")))
+            ledger = stack.enter_context(contextlib.closing(processes.ledger(folder)))
             ask = Judged(judge, ledger, sweep.thinking)
 
         def judging(prompt: Prompt, responses: Sequence[str]) -> list[Outcome]:
             return [verdict.outcome for verdict in ask([(prompt, response) for response in responses])]
 
         truth = sweep.truth(loaded)
-        todo = [i for i in range(len(prompts)) if i not in store.entries]
+        todo = [i for i in mine if i not in store.entries]
         if sweep.tree:
             shards = by_tree(sweep, prompts, rendered, todo, judging)
         else:
@@ -139,15 +149,25 @@ def run(sweep: Sweep, *, out: str | None, asked: Mapping[str, Any], flagfile: st
             store.write(i, shard)
             minutes = (time.monotonic() - started) / 60
             print(
-                f"{len(store.entries)}/{len(prompts)} {describe(shard)}; {minutes:.1f} min, "
+                f"{processes.prefix}{sum(i in store.entries for i in mine)}/{len(mine)} {describe(shard)}; "
+                f"{minutes:.1f} min, "
                 f"about {minutes / done * (len(todo) - done):.0f} min left",
                 flush=True,
             )
             verified = {"off": off_here} if sweep.verify else {}
             opened.metric(event="prompt", prompt_id=shard.prompt_id, rows=len(shard.rows.cell), **verified)
         if sweep.verify:
-            print(verify.words(sweep.verify, off))
+            print(processes.prefix + verify.words(sweep.verify, off))
+        if processes.count > 1:
+            gone = processes.drawn(lambda k: BankStore(folder, processes.index).written.get(k, 0), folder)
+            if not processes.first:
+                processes.end()
+                return folder
+            missing = set(range(len(prompts))) - BankStore(folder).entries.keys()
+            if missing:
+                raise processes.incomplete(gone, len(missing), len(prompts))
         opened.metric(event="finished", seconds=round(time.monotonic() - began, 1))
         opened.finish()
+    processes.end()
     print(f"\nfinished in {time.monotonic() - began:.0f} s; see {folder}")
     return folder

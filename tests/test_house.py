@@ -15,7 +15,7 @@ ROOMS = ["prompts", "models", "decoding", "planning", "judging", "estimation", "
 OPEN_TO_ALL = {"types", "errors", "version", "machine", "records"}
 PACKAGE = ROOT / "lpe_jax"
 # What joins the rooms; none of them imports any of these.
-BESIDE = {"live", "job", "loading", "asked", "sweep", "shards", "together", "plan", "benchmark"}
+BESIDE = {"live", "job", "loading", "asked", "sweep", "shards", "together", "processes", "plan", "benchmark"}
 
 
 def imports(path: Path) -> set[str]:

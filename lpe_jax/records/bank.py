@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lpe_jax.errors import RunError
-from lpe_jax.records.files import append_line, read_lines, write_whole
+from lpe_jax.records.files import append_line, part_files, part_name, read_lines, write_whole
 from lpe_jax.records.rollouts import file_sha256
 from lpe_jax.records.run import read_run
 from lpe_jax.types import Bank, Outcome
@@ -90,16 +90,23 @@ class Shard:
 
 
 class BankStore:
-    """The shards of a run. A shard is written whole and only then named in manifest.jsonl, with its sha256."""
+    """The shards of a run. A shard is written whole and only then named in manifest.jsonl, with its sha256.
 
-    def __init__(self, run_folder: Path):
+    Processes that share a run have a manifest each, and read everybody's as they were at first.
+    """
+
+    def __init__(self, run_folder: Path, part: int = 0):
+        """part: number of the process that writes."""
         self.folder = run_folder / FOLDER
-        self.manifest = self.folder / "manifest.jsonl"
-        self.entries: dict[int, dict[str, Any]] = {entry["number"]: entry for entry in read_lines(self.manifest)}
+        self.manifest = self.folder / part_name("manifest.jsonl", part)
+        manifests = part_files(self.folder / "manifest.jsonl")
+        read = {k: read_lines(path, mend=k == part) for k, path in manifests.items()}
+        self.written = {k: len(lines) for k, lines in read.items()}
+        self.entries: dict[int, dict[str, Any]] = {e["number"]: e for lines in read.values() for e in lines}
 
     def write(self, number: int, shard: Shard) -> None:
         """Commits one prompt; see write_shard."""
-        self.entries[number] = write_shard(self.folder, number, shard)
+        self.entries[number] = write_shard(self.folder, number, shard, self.manifest.name)
 
     def read(self, number: int) -> Shard:
         """One prompt's shard.
@@ -118,8 +125,8 @@ class BankStore:
         return from_table(pq.read_table(path, page_checksum_verification=True))
 
 
-def write_shard(folder: Path, number: int, shard: Shard) -> dict[str, Any]:
-    """Writes <number>.parquet in `folder`, then its line of manifest.jsonl, which is returned.
+def write_shard(folder: Path, number: int, shard: Shard, manifest: str = "manifest.jsonl") -> dict[str, Any]:
+    """Writes <number>.parquet in `folder`, then its line of the manifest, which is returned.
 
     Raises:
       RunError: the disk does not take it.
@@ -135,7 +142,7 @@ def write_shard(folder: Path, number: int, shard: Shard) -> dict[str, Any]:
         "rollouts": int(shard.rows.count.sum()),
         "sha256": file_sha256(path),
     }
-    append_line(folder / "manifest.jsonl", entry)
+    append_line(folder / manifest, entry)
     return entry
 
 

@@ -59,11 +59,27 @@ def append_line(path: Path, value: Any) -> None:
         raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
-def read_lines(path: Path) -> list[Any]:
+def part_name(name: str, part: int) -> str:
+    """What process number `part` of a run calls its own file of this name: name.x, name-1.x, name-2.x, ..."""
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem}-{part}{dot}{suffix}" if part else name
+
+
+def part_files(path: Path) -> dict[int, Path]:
+    """The files of this name that processes have written so far, by their number."""
+    of_others = {other.stem.removeprefix(f"{path.stem}-"): other for other in path.parent.glob(f"{path.stem}-*")}
+    found = {int(k): other for k, other in of_others.items() if k.isdecimal() and other.suffix == path.suffix}
+    return dict(sorted((found | ({0: path} if path.exists() else {})).items()))
+
+
+def read_lines(path: Path, *, mend: bool = True) -> list[Any]:
     """The values of a file of JSON lines.
 
     A last line without its newline is the torn end of an append that never returned: it is cut off, so that the
     next append starts a line of its own.
+
+    Args:
+      mend: whether it may be cut off; another process's last line is left alone, and out.
 
     Raises:
       RunError: any other line is not JSON.
@@ -72,7 +88,7 @@ def read_lines(path: Path) -> list[Any]:
         return []
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
-    if whole < len(data):
+    if whole < len(data) and mend:
         with open(path, "r+b") as file:
             file.truncate(whole)
             os.fsync(file.fileno())

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lpe_jax.errors import RunError
-from lpe_jax.records.files import append_line, read_lines, write_whole
+from lpe_jax.records.files import append_line, part_files, part_name, read_lines, write_whole
 from lpe_jax.types import Rollout
 
 SCHEMA = pa.schema(
@@ -38,20 +38,29 @@ class RolloutStore:
     """The rollouts of a run: appended in batches, read back whole.
 
     A shard is written under a temporary name, synced and renamed, and only then named in manifest.jsonl with its
-    sha256. What the manifest does not name does not exist: a shard that a crash left behind is overwritten.
+    sha256. What the manifest does not name does not exist: a shard that a crash left behind is overwritten. Processes
+    that share a run have a manifest and shards each, by names of their own, and read everybody's as they were at first.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, part: int = 0):
+        """part: number of the process that writes."""
         self.folder = folder
-        self.manifest = folder / "manifest.jsonl"
+        self.part = part
+        self.manifest = folder / part_name("manifest.jsonl", part)
         folder.mkdir(parents=True, exist_ok=True)
-        self._shards = read_lines(self.manifest)
+        manifests = part_files(folder / "manifest.jsonl")
+        self._shards = {k: read_lines(path, mend=k == part) for k, path in manifests.items()}
+        self._own = self._shards.setdefault(part, [])
         self._buffer: list[Rollout] = []
         self._flushed = time.monotonic()
 
     def __len__(self) -> int:
         """Rows on disk."""
-        return sum(entry["rows"] for entry in self._shards)
+        return sum(self.rows(part) for part in self._shards)
+
+    def rows(self, part: int) -> int:
+        """Rows on disk that process `part` wrote."""
+        return sum(entry["rows"] for entry in self._shards.get(part, []))
 
     def append(self, rollouts: list[Rollout]) -> None:
         """Takes rollouts; they are on disk after the next flush, which comes by itself in time."""
@@ -62,28 +71,28 @@ class RolloutStore:
     def flush(self) -> None:
         """Puts what is buffered on disk as one shard."""
         if self._buffer:
-            name = f"{len(self._shards):06d}.parquet"
+            name = part_name(f"{len(self._own):06d}.parquet", self.part)
             path = self.folder / name
             table = to_table(self._buffer)
             write_whole(path, lambda p: pq.write_table(table, p, compression="zstd", write_page_checksum=True))
             entry = {"shard": name, "rows": table.num_rows, "sha256": file_sha256(path)}
             append_line(self.manifest, entry)
-            self._shards.append(entry)
+            self._own.append(entry)
             self._buffer = []
         self._flushed = time.monotonic()
 
     def read(self) -> Iterator[Rollout]:
-        """Every committed rollout, in the order it was appended.
+        """Every committed rollout, in the order it was appended, one process's after another's.
 
         Raises:
           RunError: a shard is missing or is not the file the manifest names.
         """
-        for entry in self._shards:
-            path = self.folder / entry["shard"]
+        for part, entry in ((part, entry) for part, shards in self._shards.items() for entry in shards):
+            path, manifest = self.folder / entry["shard"], part_name("manifest.jsonl", part)
             if not path.exists():
-                raise RunError(f"{path} is named in {self.manifest.name} but does not exist")
+                raise RunError(f"{path} is named in {manifest} but does not exist")
             if file_sha256(path) != entry["sha256"]:
-                raise RunError(f"{path} is damaged: its sha256 is not the one in {self.manifest.name}")
+                raise RunError(f"{path} is damaged: its sha256 is not the one in {manifest}")
             yield from from_table(pq.read_table(path, page_checksum_verification=True))
 
 

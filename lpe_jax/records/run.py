@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lpe_jax.errors import RunError
-from lpe_jax.records.files import append_line, write_json, write_whole
+from lpe_jax.records.files import append_line, part_name, write_json, write_whole
 from lpe_jax.version import __version__
 
 FORMAT = 1
@@ -22,32 +22,40 @@ _PACKAGES = ("jax", "jaxlib", "flax", "transformers", "tokenizers", "numpy", "sc
 
 
 class Run:
-    """A run folder, held by one process at a time.
+    """A run folder, held by one process at a time, or by several of one command that have agreed.
 
     settings are everything that can change a result. The folder belongs to the settings it was made with; opening
     it with others is refused by name, so that rollouts of two different experiments are never mixed.
     """
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, Any], asked: Mapping[str, Any] | None = None, flags: str = ""
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        asked: Mapping[str, Any] | None = None,
+        flags: str = "",
+        part: int = 0,
+        keep_record: bool = True,
     ):
         """Opens a folder or makes it.
 
         Args:
           asked: what the user typed, for the record; unlike settings it names sources instead of their content.
           flags: a flagfile that repeats the run.
+          part: number of this process among those that share the run; each has a lock and metrics of its own.
+          keep_record: look at run.json and write it. Of several processes that see one folder the first does.
 
         Raises:
           RunError: the folder belongs to other settings, holds something else, is in use, or cannot be written.
         """
-        self.folder = folder
+        self.folder, self._part = folder, part
         settings = json.loads(json.dumps(dict(settings)))
-        record = check_folder(folder)
+        record = check_folder(folder) if keep_record else None
         if record is not None:
             _same_settings(folder, record["settings"], settings)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(folder / ".lock", "w")
+            self._lock = open(folder / (f".lock-{part}" if part else ".lock"), "w")
         except OSError as error:
             raise RunError(f"--out={folder} cannot be written: {error.strerror}") from None
         try:
@@ -63,7 +71,7 @@ class Run:
             "versions": versions(),
             "started": _now(),
         }
-        if record is None:
+        if record is None and keep_record:
             write_json(folder / "run.json", self.record)
             if flags:
                 write_whole(folder / "flags.txt", lambda p: p.write_text(flags))
@@ -78,8 +86,8 @@ class Run:
         write_json(self.folder / "run.json", self.record)
 
     def metric(self, **values: Any) -> None:
-        """One line of metrics.jsonl: timings and counters."""
-        append_line(self.folder / "metrics.jsonl", {"time": _now(), **values})
+        """One line of metrics.jsonl, or of this process's own: timings and counters."""
+        append_line(self.folder / part_name("metrics.jsonl", self._part), {"time": _now(), **values})
 
     def close(self) -> None:
         """Lets other processes have the folder."""
@@ -141,10 +149,15 @@ def versions() -> dict[str, str]:
     return found
 
 
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], where: str, elsewhere: str) -> str:
+    """Settings that are not the same, with both values, in words; empty where all are."""
+    differing = sorted(k for k in one.keys() | other.keys() if one.get(k) != other.get(k))
+    both = [(k, _short(one.get(k)), _short(other.get(k))) for k in differing]
+    return ", ".join(f"{k} ({where} {a}, {elsewhere} {b})" for k, a, b in both)
+
+
 def _same_settings(folder: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    differing = sorted(k for k in stored.keys() | asked.keys() if stored.get(k) != asked.get(k))
-    if differing:
-        shown = ", ".join(f"{k} (there {_short(stored.get(k))}, now {_short(asked.get(k))})" for k in differing)
+    if shown := differences(stored, asked, "there", "now"):
         raise RunError(f"--out={folder} belongs to a run with other settings: {shown}; choose another --out")
 
 

@@ -77,6 +77,35 @@ def test_torn_manifest_line_is_cut_off(tmp_path):
     assert [r.index for r in RolloutStore(tmp_path).read()] == [0, 5]
 
 
+def test_processes_write_files_of_their_own_and_read_all(tmp_path):
+    stores = [RolloutStore(tmp_path, part) for part in (0, 1, 12)]
+    for i, store in enumerate(stores):
+        store.append([rollout(i)])
+        store.flush()
+    names = {"manifest.jsonl", "manifest-1.jsonl", "manifest-12.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == names | {
+        "000000.parquet",
+        "000000-1.parquet",
+        "000000-12.parquet",
+    }
+    for part in (0, 1, 5):
+        store = RolloutStore(tmp_path, part)
+        assert [r.index for r in store.read()] == [0, 1, 2] and store.rows(part) == (part < 5)
+
+
+def test_the_torn_line_of_another_process_is_left_to_it(tmp_path):
+    """It may be about to write the rest."""
+    store = RolloutStore(tmp_path, 1)
+    for i in range(2):
+        store.append([rollout(i)])
+        store.flush()
+    torn = store.manifest.read_bytes()[:-10]
+    store.manifest.write_bytes(torn)
+    assert len(RolloutStore(tmp_path)) == 1 and store.manifest.read_bytes() == torn
+    assert len(RolloutStore(tmp_path, 1)) == 1 and torn.startswith(store.manifest.read_bytes())
+    assert store.manifest.read_bytes() != torn
+
+
 def test_damaged_shards_are_seen(tmp_path):
     store = RolloutStore(tmp_path)
     store.append([rollout(i) for i in range(30)])
@@ -196,3 +225,28 @@ def test_damaged_run_json(tmp_path, text):
 
 def test_settings_hash():
     assert settings_hash({"a": 1, "b": 2}) == settings_hash({"b": 2, "a": 1}) != settings_hash({"a": 1, "b": 3})
+
+
+def test_a_ledger_learns_what_others_know(tmp_path):
+    own, other = (Ledger(tmp_path / f"{name}.sqlite", shared=True) for name in ("own", "other"))
+    for ledger, keys in ((own, "ab"), (other, "bc")):
+        ledger.put("j", {key: Verdict(Outcome.COMPLIED, {"from": ledger.path.stem}) for key in keys})
+    assert own.get("abc").keys() == {"a", "b"}
+    # While the other is open, as on another machine.
+    own.learn([other.path])
+    assert {key: verdict.fields["from"] for key, verdict in own.get("abcd").items()} == {
+        "a": "own",
+        "b": "own",
+        "c": "other",
+    }
+    assert other.get("abc").keys() == {"b", "c"}
+    # A write-ahead log is read by processes of one machine only.
+    assert not list(tmp_path.glob("*-wal"))
+    with sqlite3.connect(other.path) as db:
+        db.execute("update verdicts set outcome = 'refused'")
+    own.learn([other.path])
+    with pytest.raises(RunError, match="damaged"):
+        own.get("c")
+    (tmp_path / "odd.sqlite").write_text("not a database, and long enough to be looked at" * 50)
+    with pytest.raises(RunError, match="odd.sqlite cannot be read"):
+        own.learn([tmp_path / "odd.sqlite"])

@@ -31,7 +31,7 @@ def hugging_face(module: Qwen3) -> Qwen3ForCausalLM:
         fields.pop(name)
     with torch.device("meta"):
         model = Qwen3ForCausalLM(HFConfig(**fields, rope_parameters=rope, bos_token_id=None, eos_token_id=None))
-    state = {leaf.hf_name: _tensor(np.asarray(leaves[leaf.name]), leaf.hf_shape(config)) for leaf in leaves_of(config)}
+    state = {leaf.hf_name: _tensor(np.asarray(leaves[leaf.name]), leaf.shape(config)) for leaf in leaves_of(config)}
     model.load_state_dict(state, strict=not config.tie_word_embeddings, assign=True)
     model.tie_weights()
     # Not a weight, and so in no checkpoint: it is made anew where the weights are.

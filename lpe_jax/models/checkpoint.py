@@ -195,7 +195,7 @@ def verified(checkpoint: Checkpoint, dtype: jnp.dtype) -> Checkpoint:
         with _opened(path) as file:
             view = file.get_slice(name)
             shape, stored = tuple(view.get_shape()), view.get_dtype()
-        wanted = leaf.hf_shape(config)
+        wanted = leaf.shape(config)
         if shape != wanted:
             problems.append(f"{name} has shape {list(shape)} instead of {list(wanted)}")
         elif stored not in _LOADABLE:
@@ -231,7 +231,7 @@ def save_checkpoint(config: Qwen3Config, leaves: dict[str, np.ndarray], folder: 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for leaf in leaves_of(config):
-        tensors[leaf.hf_name] = np.ascontiguousarray(np.asarray(leaves[leaf.name]).reshape(leaf.hf_shape(config)))
+        tensors[leaf.hf_name] = np.ascontiguousarray(np.asarray(leaves[leaf.name]))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     dtype = np.asarray(leaves["embed_tokens"]).dtype.name
     (folder / "config.json").write_text(json.dumps(config_json(config, dtype), indent=2) + "\n")

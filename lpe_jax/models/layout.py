@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from jax.sharding import PartitionSpec
 
@@ -19,45 +20,21 @@ class Leaf:
     Attributes:
       name: attribute path in the module, as "layers.0.q_proj".
       hf_name: Hugging Face tensor name.
-      axes: one string of letters per Hugging Face axis. "NH" is one axis on disk and two, N and H, in the module.
+      axes: the letters of each axis; "NH" is one axis of N · H.
     """
 
     name: str
     hf_name: str
     axes: tuple[str, ...]
 
-    def hf_shape(self, config: Qwen3Config) -> tuple[int, ...]:
-        size = letter_sizes(config)
-        shape = []
-        for letters in self.axes:
-            n = 1
-            for letter in letters:
-                n *= size[letter]
-            shape.append(n)
-        return tuple(shape)
-
     def shape(self, config: Qwen3Config) -> tuple[int, ...]:
-        """Shape in the module."""
-        return tuple(letter_sizes(config)[letter] for letter in "".join(self.axes))
+        """Shape in a checkpoint and in the module."""
+        size = letter_sizes(config)
+        return tuple(math.prod(size[letter] for letter in letters) for letters in self.axes)
 
     def spec(self) -> PartitionSpec:
-        """How it is laid over a mesh with axes ("data", "model")."""
-        return PartitionSpec(*("model" if letter in SHARDED_LETTERS else None for letter in "".join(self.axes)))
-
-    def hf_window(self, index: tuple[slice, ...], config: Qwen3Config) -> tuple[slice, ...]:
-        """The part of the tensor on disk that holds part `index` of the module's parameter.
-
-        Of two letters merged on disk only the first is ever split, so the part is one contiguous range.
-        """
-        size, window, axis = letter_sizes(config), [], 0
-        for letters in self.axes:
-            start, stop, _ = index[axis].indices(size[letters[0]])
-            inner = 1
-            for letter in letters[1:]:
-                inner *= size[letter]
-            window.append(slice(start * inner, stop * inner))
-            axis += len(letters)
-        return tuple(window)
+        """How it is laid over a mesh with axes ("data", "model"): of "NH", whole heads to each device."""
+        return PartitionSpec(*("model" if letters[0] in SHARDED_LETTERS else None for letters in self.axes))
 
 
 def letter_sizes(config: Qwen3Config) -> dict[str, int]:

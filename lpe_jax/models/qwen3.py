@@ -9,10 +9,11 @@ Legend, used in every einsum, shape and comment:
     T  query tokens            D  hidden                 F  feed-forward width
     S  key-value slots         N  query heads            V  vocabulary
                                K  key-value heads        G  query heads per key-value head, N / K
-                               E  rank of an edit
+    Q  N · H or K · H          E  rank of an edit
 
-Weights keep PyTorch's [out, in] order. XLA contracts either order equally fast (measured on CPU, within 10 %),
-and so a tensor is read from a file into its place without a transpose.
+Weights are the tensors of a checkpoint as they are, [out, in] with heads and their dimensions as one axis. XLA
+contracts either order equally fast (measured on CPU, within 10 %), but a weight of three axes it transposes each time
+that it multiplies by it.
 """
 
 from __future__ import annotations
@@ -91,12 +92,12 @@ class Layer(nnx.Module):
             return nnx.Param(jnp.ones(shape, dtype))
 
         self.input_norm = ones(c.hidden_size)  # [D]
-        self.q_proj = matrix(c.num_heads, c.head_dim, c.hidden_size)  # [N, H, D]
-        self.k_proj = matrix(c.num_kv_heads, c.head_dim, c.hidden_size)  # [K, H, D]
-        self.v_proj = matrix(c.num_kv_heads, c.head_dim, c.hidden_size)  # [K, H, D]
+        self.q_proj = matrix(c.num_heads * c.head_dim, c.hidden_size)  # [Q, D]
+        self.k_proj = matrix(c.num_kv_heads * c.head_dim, c.hidden_size)  # [Q, D]
+        self.v_proj = matrix(c.num_kv_heads * c.head_dim, c.hidden_size)  # [Q, D]
         self.q_norm = ones(c.head_dim)  # [H]
         self.k_norm = ones(c.head_dim)  # [H]
-        self.o_proj = matrix(c.hidden_size, c.num_heads, c.head_dim)  # [D, N, H]
+        self.o_proj = matrix(c.hidden_size, c.num_heads * c.head_dim)  # [D, Q]
         self.post_attention_norm = ones(c.hidden_size)  # [D]
         self.gate_proj = matrix(c.intermediate_size, c.hidden_size)  # [F, D]
         self.up_proj = matrix(c.intermediate_size, c.hidden_size)  # [F, D]
@@ -214,12 +215,13 @@ def project_qkv(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """q [B, T, N, H]; k and v [B, K, T, H], in the cache's order. Norms of q and k come before the rotation."""
     h = rms_norm(x, layer.input_norm[...], c.rms_norm_eps)
-    q = jnp.einsum("BTD,NHD->BTNH", h, layer.q_proj[...])
-    k = jnp.einsum("BTD,KHD->BTKH", h, layer.k_proj[...])
-    v = jnp.einsum("BTD,KHD->BKTH", h, layer.v_proj[...])
+    q, k, v = (
+        jnp.einsum("BTD,QD->BTQ", h, weight[...]).reshape(*h.shape[:2], -1, c.head_dim)
+        for weight in (layer.q_proj, layer.k_proj, layer.v_proj)
+    )
     q = rotate(rms_norm(q, layer.q_norm[...], c.rms_norm_eps), rope)
     k = rotate(rms_norm(k, layer.k_norm[...], c.rms_norm_eps), rope)
-    return q, k.swapaxes(1, 2), v
+    return q, k.swapaxes(1, 2), v.swapaxes(1, 2)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, c: Qwen3Config) -> jax.Array:
@@ -248,7 +250,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, c: Qwen3Co
 
 def finish_block(layer: Layer, x: jax.Array, attended: jax.Array, c: Qwen3Config) -> jax.Array:
     """The block's output [B, T, D]: attention written to the residual, then the gated feed-forward."""
-    written = jnp.einsum("BTNH,DNH->BTD", attended, layer.o_proj[...])
+    written = jnp.einsum("BTQ,DQ->BTD", attended.reshape(*x.shape[:2], -1), layer.o_proj[...])
     x = x + (layer.o_edit.write(written) if layer.edit_rank else written)
     h = rms_norm(x, layer.post_attention_norm[...], c.rms_norm_eps)
     gate = jnp.einsum("BTD,FD->BTF", h, layer.gate_proj[...])

@@ -104,9 +104,8 @@ def sharing_of_arrays(config: Qwen3Config, ours: Mapping, theirs: Mapping, mode:
     equal = {name: bool(jnp.array_equal(ours[name], theirs[name])) for name in ours}
 
     def measured(leaf: Leaf) -> Measured:
-        pair = [np.asarray(of[leaf.name]) for of in (ours, theirs)]
-        chunk = tuple(array.reshape(leaf.hf_shape(config)) for array in pair)
-        return _measured(leaf, lambda: iter([chunk]), config, float(ml_dtypes.finfo(pair[0].dtype).eps))
+        both = tuple(np.asarray(of[leaf.name]) for of in (ours, theirs))
+        return _measured(leaf, lambda: iter([both]), config, float(ml_dtypes.finfo(both[0].dtype).eps))
 
     return _chosen(config, equal, mode, measured)
 

@@ -45,26 +45,22 @@ def load_leaf(leaf: Leaf, checkpoints: Sequence[Checkpoint], dtype: jnp.dtype, m
 
 
 def _pieces(leaf: Leaf, checkpoint: Checkpoint, dtype: jnp.dtype, mesh: Mesh | None):
-    """Yields (first index along the parameter's first axis, piece); whole tensors where a mesh splits that axis."""
-    config, name = checkpoint.config, leaf.hf_name
-    path, shape = checkpoint.files[name], leaf.shape(config)
-    if mesh is None and len(leaf.axes[0]) == 1:
+    """Yields (first index along the parameter's first axis, piece); on a mesh the whole, in its places."""
+    name, shape = leaf.hf_name, leaf.shape(checkpoint.config)
+    path = checkpoint.files[name]
+    if mesh is None:
         row = 0
         for chunk in read_chunks(path, name, np.dtype(dtype)):
             # The chunk must be on the device before the next is read, or several would be held at once.
-            yield row, jnp.asarray(chunk.reshape(chunk.shape[0], *shape[1:])).block_until_ready()
+            yield row, jnp.asarray(chunk).block_until_ready()
             row += chunk.shape[0]
         return
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
-        kept = tuple(len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True))
-        window = leaf.hf_window(index, config)
-        return np.concatenate(list(read_chunks(path, name, np.dtype(dtype), window))).reshape(kept)
+        window = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, shape, strict=True))
+        return np.concatenate(list(read_chunks(path, name, np.dtype(dtype), window)))
 
-    if mesh is None:
-        yield 0, jnp.asarray(part(tuple(slice(0, n) for n in shape))).block_until_ready()
-    else:
-        yield 0, jax.make_array_from_callback(shape, _sharding(mesh, leaf.spec()), part)
+    yield 0, jax.make_array_from_callback(shape, _sharding(mesh, leaf.spec()), part)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -124,7 +124,7 @@ def test_weights_without_the_direction_equal_hooks_that_remove_it(model, directi
     x = hook(model.embed_tokens[...][tokens])
     for layer in model.layers:
         attended = attend(*project_qkv(layer, x, rope, c), mask, c)
-        x = x + hook(jnp.einsum("BTNH,DNH->BTD", attended, layer.o_proj[...]))
+        x = x + hook(jnp.einsum("BTQ,DQ->BTD", attended.reshape(*x.shape[:2], -1), layer.o_proj[...]))
         h = rms_norm(x, layer.post_attention_norm[...], c.rms_norm_eps)
         gate = jnp.einsum("BTD,FD->BTF", h, layer.gate_proj[...])
         up = jnp.einsum("BTD,FD->BTF", h, layer.up_proj[...])

@@ -182,11 +182,23 @@ class Qwen3(nnx.Module):
     def unembed(self, x: jax.Array) -> jax.Array:
         """Logits [..., V] in float32: the head's matrix times x [..., D]."""
         weight = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        # Not as `multiply` does it: to turn logits around would take longer than it saves.
         return jnp.einsum("...D,VD->...V", x, weight[...], preferred_element_type=jnp.float32)
 
     def head(self, x: jax.Array) -> jax.Array:
         """Logits [..., V] in float32 of hidden states [..., D]."""
         return self.unembed(self.before_head(x))
+
+
+def multiply(weight: nnx.Param, x: jax.Array) -> jax.Array:
+    """The products [..., O] of a weight [O, I] with vectors x [..., I].
+
+    The weight comes first: a CPU reads what comes first as it lies, and what comes second it lays out anew each time,
+    which for few rows of x takes as long as multiplying.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    out = jnp.einsum("OI,RI->OR", weight[...], rows)
+    return out.T.reshape(*x.shape[:-1], -1)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
@@ -216,7 +228,7 @@ def project_qkv(
     """q [B, T, N, H]; k and v [B, K, T, H], in the cache's order. Norms of q and k come before the rotation."""
     h = rms_norm(x, layer.input_norm[...], c.rms_norm_eps)
     q, k, v = (
-        jnp.einsum("BTD,QD->BTQ", h, weight[...]).reshape(*h.shape[:2], -1, c.head_dim)
+        multiply(weight, h).reshape(*h.shape[:2], -1, c.head_dim)
         for weight in (layer.q_proj, layer.k_proj, layer.v_proj)
     )
     q = rotate(rms_norm(q, layer.q_norm[...], c.rms_norm_eps), rope)
@@ -250,10 +262,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, c: Qwen3Co
 
 def finish_block(layer: Layer, x: jax.Array, attended: jax.Array, c: Qwen3Config) -> jax.Array:
     """The block's output [B, T, D]: attention written to the residual, then the gated feed-forward."""
-    written = jnp.einsum("BTQ,DQ->BTD", attended.reshape(*x.shape[:2], -1), layer.o_proj[...])
+    written = multiply(layer.o_proj, attended.reshape(*x.shape[:2], -1))
     x = x + (layer.o_edit.write(written) if layer.edit_rank else written)
     h = rms_norm(x, layer.post_attention_norm[...], c.rms_norm_eps)
-    gate = jnp.einsum("BTD,FD->BTF", h, layer.gate_proj[...])
-    up = jnp.einsum("BTD,FD->BTF", h, layer.up_proj[...])
-    written = jnp.einsum("BTF,DF->BTD", jax.nn.silu(gate) * up, layer.down_proj[...])
+    written = multiply(layer.down_proj, jax.nn.silu(multiply(layer.gate_proj, h)) * multiply(layer.up_proj, h))
     return x + (layer.down_edit.write(written) if layer.edit_rank else written)

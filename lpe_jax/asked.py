@@ -194,8 +194,14 @@ class Asked:
 
         Raises:
           PromptError: a prompt is empty or too long.
+          UserError: what is drawn could not be verified.
         """
         settings = self.sampling()
+        if self.verify and settings.truncates and loaded.pair.dtype != "float32":
+            raise UserError(
+                f"--verify with --top_k or --top_p takes --dtype=float32: in {loaded.pair.dtype.name} rounding decides "
+                "which tokens are cut away"
+            )
         return Sampler(
             pair=loaded.pair,
             prompts=rendered,

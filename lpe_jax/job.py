@@ -19,7 +19,7 @@ from lpe_jax.asked import Asked
 from lpe_jax.decoding import verify
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.sampler import Sampler
-from lpe_jax.errors import UserError
+from lpe_jax.errors import RunError, UserError
 from lpe_jax.estimation.design import settling
 from lpe_jax.estimation.doubt import doubted
 from lpe_jax.estimation.gate import contradicted
@@ -241,7 +241,7 @@ class _Drawing:
                     checks[finished.prompt.id] = finished
             if job.verify and prompts and not quiet:
                 store.flush()
-                say(verify.words(job.verify, _verified(job, prompts, sampler, store)))
+                say(verify.words(job.verify, len(prompts), _verified(job, prompts, sampler, store)))
         finally:
             bar.close()
             store.flush()
@@ -258,6 +258,11 @@ class _Drawing:
           RunError: some are not complete, as a process has ended.
         """
         gone = self.done()
+        if gone and self.job.verify:
+            raise RunError(
+                f"of {self.processes.count} processes {', '.join(map(str, gone))} ended without having verified their "
+                "rollouts; see the reason there"
+            )
         self.processes.learn(ledger, self.opened.folder)
         found, checks = self.draw(prompts, live.Stored(), quiet=True)
         missing = len(prompts) - (len(checks) if self.job.naive_check else len(found))
@@ -301,6 +306,8 @@ def _result(job: Job, finished: live.Finished, truth: Any | None) -> table.Promp
         sums = jax.tree.map(lambda x: x[0], sums_of([finished.scores], one))
         weighted = job.procedure.regression == "weighted"
         estimate = jax.device_get(doubted(estimate, fit, sums, weighted=weighted))
+    elif search is not None:
+        estimate = dataclasses.replace(estimate, identified=~np.asarray(estimate.fallback))
     if unscored and search is not None:
         extremes = lpe_extremes(job.procedure, fit, search, unscored)
     return table.PromptResult(

@@ -55,8 +55,8 @@ class Sweep(Asked):
             raise ValueError("world names both models; leave out --original and --variant, or --world")
         if self.tree and (self.top_k > 0 or self.top_p < 1):
             raise ValueError("share_prefixes does not truncate; use --noshare_prefixes with --top_k or --top_p")
-        if not self.sums and (self.tree or self.grid_logps):
-            raise ValueError("nosums leaves out what is summed; add --noshare_prefixes and --nogrid_logps")
+        if not self.sums:
+            raise ValueError("nosums leaves out what estimators take from a bank; leave sums on")
         if self.tree and self.model_parallel != 1:
             raise ValueError("share_prefixes runs on one device; use --noshare_prefixes with --model_parallel")
 
@@ -97,6 +97,8 @@ def run(
     if finished:
         if processes.first:
             print(f"{folder} is finished: nothing to do. Another --seed or --out draws anew.")
+            if sweep.verify:
+                print("Nothing was verified: a bank keeps no tokens, and rollouts are verified as they are drawn.")
         return folder
 
     if processes.first:
@@ -157,7 +159,7 @@ def run(
             verified = {"off": off_here} if sweep.verify else {}
             opened.metric(event="prompt", prompt_id=shard.prompt_id, rows=len(shard.rows.cell), **verified)
         if sweep.verify:
-            print(processes.prefix + verify.words(sweep.verify, off))
+            print(processes.prefix + verify.words(sweep.verify, len(todo), off))
         if processes.count > 1:
             gone = processes.drawn(lambda k: BankStore(folder, processes.index).written.get(k, 0), folder)
             if not processes.first:

@@ -19,8 +19,10 @@ import numpy as np
 MAX_RANK = 3
 # Directions followed beyond the largest that may be there, so that a further one shows.
 _BESIDE = 5
-# Of the change's size, what an edit may leave unexplained: more is another change besides, not rounding.
-_MOST_LEFT = 0.2
+# What an edit leaves may have this many times the energy of rounding, and its largest singular value this many times
+# that of noise of such an energy: more is another change besides. Of the change it may be no more than such a share in
+# any case, as a change within rounding is all unexplained.
+_MOST_ENERGY, _MOST_SINGULAR, _MOST_LEFT = 4.0, 4.0, 0.2
 # Above rounding of the stored values, the error of products in float32 by whoever made the edit.
 _FLOAT32_PRODUCTS = 4e-6
 
@@ -39,7 +41,7 @@ class Measured:
       left: the size (Frobenius norm) of what is unexplained, as a share of that of the change.
       off: by how much an entry of P W is off at most, as a share of the largest of: that entry in W, in W', and the
         root mean square of W, as the fit is off by as much in small entries as in large ones.
-      allowed: what off may be: the rounding of the dtype that the values were stored in.
+      allowed: what next_ratio, left and off may be for the edit to be the whole change: what rounding explains.
     """
 
     u: np.ndarray
@@ -47,7 +49,7 @@ class Measured:
     next_ratio: float
     left: float
     off: float
-    allowed: float
+    allowed: tuple[float, float, float]
 
     @property
     def rank(self) -> int:
@@ -56,13 +58,16 @@ class Measured:
     @property
     def exact(self) -> bool:
         """Whether the edit is the whole change, up to rounding."""
-        return self.off <= self.allowed and self.left <= _MOST_LEFT
+        return all(
+            found <= most for found, most in zip((self.next_ratio, self.left, self.off), self.allowed, strict=True)
+        )
 
     def words(self) -> str:
         """The numbers in a few words."""
         return (
             f"rank {self.rank}, next singular value {self.next_ratio:.1e} of the first, {self.left:.1e} of the change "
-            f"left, entries off by up to {self.off:.1e} ({self.allowed:.1e} is rounding)"
+            f"left, entries off by up to {self.off:.1e}; rounding explains "
+            f"{', '.join(f'{most:.1e}' for most in self.allowed)}"
         )
 
 
@@ -72,9 +77,8 @@ def measure(blocks: Blocks, size: int, eps: float) -> Measured:
     Args:
       blocks: iterates over all vectors, afresh each time it is called.
       size: D.
-      eps: spacing of numbers next to 1 in the dtype the values were rounded to.
+      eps: spacing of numbers next to 1 in the dtype the edited values were rounded to, and maybe the others.
     """
-    allowed = 2 * eps + _FLOAT32_PRODUCTS
     # Subspace iteration on the change's [D, D] Gram matrix, which is never formed.
     basis = np.random.default_rng(0).standard_normal((size, min(size, MAX_RANK + _BESIDE)))
     for _ in range(2):
@@ -90,7 +94,7 @@ def measure(blocks: Blocks, size: int, eps: float) -> Measured:
         squares, basis_now = np.maximum(squares[::-1], 0.0), basis @ mixing[:, ::-1]
         basis = image
     if not total:  # only signs of zeros differ
-        return Measured(np.zeros((size, 1)), np.zeros((1, size)), 0.0, 0.0, 0.0, allowed)
+        return Measured(np.zeros((size, 1)), np.zeros((1, size)), 0.0, 0.0, 0.0, (0.0, 0.0, 0.0))
     u = basis_now[:, :MAX_RANK]
     ratios = np.sqrt(np.append(squares, 0.0) / squares[0])
 
@@ -112,6 +116,11 @@ def measure(blocks: Blocks, size: int, eps: float) -> Measured:
             error = after - before + (before @ a_i.T) @ u_i.T
             left[i] += np.sum(np.square(error))
             off[i] = max(off[i], np.max(np.abs(error) / np.where(scale > 0, scale, 1.0)))
+    # Rounding is off by up to half a spacing, evenly.
+    noise = np.sqrt(_MOST_ENERGY * typical * (eps**2 / 12 + _FLOAT32_PRODUCTS**2))
+    singular = _MOST_SINGULAR * noise * (size**-0.5 + (entries / size) ** -0.5) / np.sqrt(squares[0])
+    shares = singular, noise / np.sqrt(total)
+    allowed = *(min(float(share), _MOST_LEFT) for share in shares), eps + _FLOAT32_PRODUCTS
     found = [
         Measured(*edit, float(ratios[i + 1]), float(np.sqrt(left[i] / total)), float(off[i]), allowed)
         for i, edit in enumerate(edits)

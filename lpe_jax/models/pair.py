@@ -91,6 +91,8 @@ class Pair:
 
     def alone(self, index: int) -> Pair:
         """The original (0) or the variant (1) where a pair is expected, at half the cost: leading axes are 1 then."""
+        if self.models == 1:
+            raise ValueError("one model is here, and which one is not known any more")
         names, leaves = _leaf_order(self.config, self.edit_rank), self._picked(index)
         if index == VARIANT or not self.edit_rank:
             return dataclasses.replace(self, leaves=leaves, axes=(None,) * len(leaves), models=1)

@@ -81,7 +81,8 @@ def find_sharing(original: Checkpoint, variant: Checkpoint, mode: str, dtype: jn
 
     def measured(leaf: Leaf) -> Measured:
         name = leaf.hf_name
-        rounded = {np.dtype(dtype), *(stored_dtype(c.files[name], name) for c in both)}
+        # What the original was rounded to before it was edited is no excuse.
+        rounded = np.dtype(dtype), stored_dtype(variant.files[name], name)
         eps = max(float(ml_dtypes.finfo(d).eps) for d in rounded)
 
         def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -116,7 +117,7 @@ def _chosen(config: Qwen3Config, equal: dict[str, bool], mode: str, measured: Ca
         return Sharing("copies", dict.fromkeys(equal, False), why="pair mode copies" + asked)
     differing = [leaf for leaf in leaves_of(config) if not equal[leaf.name]]
     if mode == "shared" or not differing:
-        return Sharing("shared", equal, why="pair mode shared" + asked)
+        return Sharing("shared", equal, why="pair mode shared" + (asked if differing else ": all weights are equal"))
     # Small ones first: a pair that is no edit is seen for what it is at once.
     edits: dict[str, Measured] = {}
     for leaf in sorted(differing, key=lambda leaf: math.prod(leaf.shape(config))):

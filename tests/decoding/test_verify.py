@@ -60,7 +60,10 @@ def test_the_original_alone(sampler):
 @pytest.mark.parametrize("field", ["logp_path", "logp_original", "logp_variant", "path_score", "path_variance"])
 def test_every_sum_is_looked_at(sampler, rollouts, field):
     rollout = next(r for r in rollouts if r.alpha == 0.4)
-    wrong = dataclasses.replace(rollout, **{field: getattr(rollout, field) + 2e-4 * len(rollout.tokens)})
+    more = 2e-4 * len(rollout.tokens)
+    if field == "path_variance":  # looked at as a share of itself
+        more *= 1 + rollout.path_variance / len(rollout.tokens)
+    wrong = dataclasses.replace(rollout, **{field: getattr(rollout, field) + more})
     with pytest.raises(RunError, match=r"rollouts of 'p' carry sums that are off by up to 0\.0002 nats per token"):
         sampler.verify("p", [wrong])
 

@@ -271,7 +271,7 @@ def test_wrong_input_is_one_clear_line(case, place):
 def test_verified_as_it_is_drawn(place, monkeypatch, capsys, share_prefixes):
     more = {"share_prefixes": share_prefixes, "n": 20, "n_naive": 0, "limit": 1}
     sample(place, f"verified-{share_prefixes}", **more, verify=5)
-    assert "the sums of up to 5 rollouts of each prompt are within" in capsys.readouterr().out
+    assert "the sums of up to 5 rollouts of each of 1 prompts are within" in capsys.readouterr().out
     monkeypatch.setitem(verify.TOLERANCE, "float32", 0.0)
     with pytest.raises(RunError, match="nothing drawn with it is to be trusted"):
         sample(place, f"wrong-{share_prefixes}", **more, verify=5)

@@ -129,7 +129,7 @@ def test_an_edit_stored_in_bfloat16_is_known_by_its_rounding(tmp_path):
     for dtype in (jnp.bfloat16, jnp.float32):
         sharing = find_sharing(*pair, "auto", dtype)
         assert sharing.mode == "ablated", sharing.why
-        assert all(1e-3 < edit.off < edit.allowed < 0.02 for edit in sharing.edits.values())
+        assert all(1e-3 < edit.off < edit.allowed[2] < 0.02 for edit in sharing.edits.values())
 
 
 def test_what_is_no_edit_is_refused_with_numbers(tmp_path):
@@ -160,7 +160,26 @@ def test_a_light_fine_tune_in_bfloat16_is_not_taken_for_rounding():
     step = rng.choice([-1, 0, 1], before.shape).astype(np.int16)
     after = (before.view(np.int16) + step).view(ml_dtypes.bfloat16)
     found = measure(lambda: iter([(before, after)]), 64, float(ml_dtypes.finfo(ml_dtypes.bfloat16).eps))
-    assert found.off <= found.allowed and not found.exact
+    assert found.off <= 1.01 * found.allowed[2] and not found.exact
+
+
+@pytest.mark.parametrize("besides", ["nothing", "a step of every entry", "another direction"])
+def test_an_edit_and_something_besides_in_bfloat16(besides):
+    """An abliteration that was healed by a little training is another model, though each entry is within rounding."""
+    rng, bfloat16 = np.random.default_rng(1), ml_dtypes.bfloat16
+    before = rng.standard_normal((800, 256)).astype(bfloat16)
+    unit = direction(5, 256) / np.linalg.norm(direction(5, 256))
+    wide = before.astype(np.float64)
+    after = wide - np.outer(wide @ unit, unit)
+    if besides == "another direction":
+        other = np.outer(rng.standard_normal(800), rng.standard_normal(256))
+        after += 0.17 * other * np.linalg.norm(after - wide) / np.linalg.norm(other)
+    after = after.astype(bfloat16)
+    if besides == "a step of every entry":
+        after = (after.view(np.int16) + rng.choice([-1, 1], after.shape).astype(np.int16)).view(bfloat16)
+    found = measure(lambda: iter([(before, after)]), 256, float(ml_dtypes.finfo(bfloat16).eps))
+    assert found.rank == 1 or besides != "nothing"
+    assert found.exact == (besides == "nothing")
 
 
 @pytest.mark.parametrize("blocks", [1, 7])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lpe_jax.models.checkpoint import _config_json
+from lpe_jax.models.checkpoint import config_json
 from lpe_jax.planning.chips import CHIPS
 from tests.helpers import tiny_config
 
@@ -29,7 +29,7 @@ QWEN3_4B = {
 
 def write(folder, **fields):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(_config_json(tiny_config(**fields), "bfloat16")))
+    (folder / "config.json").write_text(json.dumps(config_json(tiny_config(**fields), "bfloat16")))
     return folder
 
 

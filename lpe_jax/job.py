@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,7 @@ def _result(job: Job, finished: live.Finished, truth: Any | None) -> table.Promp
         refused=finished.outcomes[Outcome.REFUSED],
         unscored=unscored,
         unscored_extremes=extremes,
+        reasons=finished.reasons,
         corrected=job.judge_quality is not None,
         tokens=finished.tokens,
         truth=None if truth is None else (truth.log10_rate, truth.se_log10),
@@ -346,6 +348,7 @@ def _checked(job: Job, result: table.PromptResult, check: live.Finished | None) 
             refused=result.refused + check.outcomes[Outcome.REFUSED],
             unscored=result.unscored + check.outcomes[Outcome.UNSCORED],
             unscored_in_check=check.outcomes[Outcome.UNSCORED],
+            reasons=Counter(result.reasons) + check.reasons,
             tokens=result.tokens + check.tokens,
         )
         estimate = dataclasses.replace(estimate, rollouts=np.asarray(int(estimate.rollouts) + check.rollouts))

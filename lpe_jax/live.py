@@ -30,7 +30,7 @@ class Finished:
 
     fit is what the estimate rests on, search what was drawn to find where; None for procedures that do not search.
     scores has a row (alpha, path score, path variance) for every compliant rollout: [N, 3]. drawn [A] counts rollouts,
-    scored or not, at each alpha of the procedure's grid.
+    scored or not, at each alpha of the procedure's grid. reasons counts what the judge said of unscored ones.
     """
 
     prompt: Prompt
@@ -42,6 +42,7 @@ class Finished:
     tokens: int
     scores: np.ndarray
     drawn: np.ndarray
+    reasons: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
 @dataclasses.dataclass
@@ -57,6 +58,7 @@ class _Progress:
     waiting: int = 0
     scored: int = 0
     complied: int = 0
+    reasons: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
 class Judged:
@@ -147,7 +149,9 @@ def run(
             scores = np.array([(alpha, *rest) for alpha, _, *rest in sorted(at.scores)]).reshape(-1, 3)
             rollouts = sum(outcomes.values())
             drawn = at.taken - had[prompt_id]
-            return Finished(by_id[prompt_id], estimate, fit, search, outcomes, rollouts, at.tokens, scores, drawn)
+            return Finished(
+                by_id[prompt_id], estimate, fit, search, outcomes, rollouts, at.tokens, scores, drawn, at.reasons
+            )
         first = int(at.taken[cell])
         queue.append((prompt_id, cell, range(first, first + n)))
         at.taken[cell] += n
@@ -163,6 +167,8 @@ def run(
             at.tokens += len(rollout.tokens)
             at.waiting -= 1
             at.scored += verdict.outcome is not Outcome.UNSCORED
+            if verdict.outcome is Outcome.UNSCORED:
+                at.reasons[str(verdict.fields.get("reason", "no reason given"))] += 1
             if verdict.outcome is Outcome.COMPLIED:
                 at.complied += 1
                 at.scores.append((rollout.alpha, rollout.index, rollout.path_score, rollout.path_variance))

@@ -1,6 +1,7 @@
 """What a job makes of a prompt's rollouts: the doubt, the naive check, what would settle it."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -30,7 +31,10 @@ def finished(fit, search=None, scores=None, estimate=None, unscored=0):
     outcomes = {Outcome.COMPLIED: complied, Outcome.REFUSED: scored - complied, Outcome.UNSCORED: unscored}
     scores = np.zeros((0, 3)) if scores is None else scores
     total = scored + unscored
-    return Finished(PROMPT, estimate, fit, search, outcomes, total, 10 * total, scores, np.asarray(fit.scored, int))
+    why = Counter({"empty": unscored})
+    return Finished(
+        PROMPT, estimate, fit, search, outcomes, total, 10 * total, scores, np.asarray(fit.scored, int), why
+    )
 
 
 def path_result(complied=(0, 1, 8, 40), high=-3.0):
@@ -53,6 +57,7 @@ def test_a_check_is_paid_for_and_told_and_changes_no_rate():
     assert (checked.complied, checked.refused, checked.unscored) == (49, 351 + 90, 10)
     assert checked.estimate.log10_rate == result.estimate.log10_rate
     assert "some alpha" not in notes(checked)
+    assert checked.reasons == {"empty": 10}
 
 
 def test_naive_rollouts_that_the_estimate_cannot_explain_are_held_against_it():

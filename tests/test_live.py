@@ -64,7 +64,8 @@ class FakeSampler:
 
 def fake_judge(items):
     words = {"0": Outcome.REFUSED, "1": Outcome.COMPLIED, "2": Outcome.UNSCORED}
-    return [Verdict(words[text], {}) for _, text in items]
+    fields = {"2": {"reason": "unreadable"}}
+    return [Verdict(words[text], fields.get(text, {})) for _, text in items]
 
 
 PROCEDURES = [LPE(n_fit=30), LPE(n_fit=13, reuse_search=True, fit_to_one=True), Naive(50)]
@@ -90,6 +91,7 @@ def test_live_equals_replay(procedure, tmp_path):
             Outcome.REFUSED: (drawn == 0).sum(),
             Outcome.UNSCORED: (drawn == 2).sum(),
         }
+        assert result.reasons == ({"unreadable": (drawn == 2).sum()} if (drawn == 2).any() else {})
         parts = [part for part in (result.fit, result.search) if part is not None]
         assert sum(part.scored.sum() for part in parts) == (drawn != 2).sum()
         assert sum(part.complied.sum() for part in parts) == (drawn == 1).sum()

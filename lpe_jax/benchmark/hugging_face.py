@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import torch
 from transformers import Qwen3Config as HFConfig
@@ -13,6 +15,8 @@ from lpe_jax.models.layout import leaves_of
 from lpe_jax.models.qwen3 import Qwen3
 from lpe_jax.models.weights import leaves_from_module
 
+# What a forward pass calls its cache; transformers 5.24 gave it another name.
+CACHE = "cache" if "cache" in inspect.signature(Qwen3ForCausalLM.forward).parameters else "past_key_values"
 # Entries of a block of the inverse distribution function.
 _BLOCK = 128
 

@@ -20,7 +20,7 @@ from transformers.generation.logits_process import (
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 
-from lpe_jax.benchmark.hugging_face import DRAWS, PreallocatedLayer, device, hugging_face, multinomial
+from lpe_jax.benchmark.hugging_face import CACHE, DRAWS, PreallocatedLayer, device, hugging_face, multinomial
 from lpe_jax.benchmark.rounds import Work
 from lpe_jax.benchmark.workloads import Workload
 from lpe_jax.types import Request
@@ -125,7 +125,7 @@ class TwoModels:
         caches = [DynamicCache(config=model.config) for model in self.models]
         start = {} if real is None else {"attention_mask": real, "position_ids": (real.cumsum(-1) - 1).clamp(min=0)}
         logits = [
-            model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **start).logits[:, -1][index]
+            model(ids, use_cache=True, logits_to_keep=1, **{CACHE: cache}, **start).logits[:, -1][index]
             for model, cache in zip(self.models, caches, strict=True)
         ]
         slots = ids.shape[1] + longest
@@ -159,7 +159,7 @@ class TwoModels:
                 real = torch.nn.functional.pad(real, (0, 1), value=1)
             feed = {"attention_mask": real, "position_ids": position + t, "use_cache": True}
             logits = [
-                step(token[:, None], past_key_values=cache, **feed).logits[:, -1]
+                step(token[:, None], **{CACHE: cache}, **feed).logits[:, -1]
                 for step, cache in zip(steps, caches, strict=True)
             ]
         responses = [[token for token in tokens if token >= 0] for tokens in said.tolist()]

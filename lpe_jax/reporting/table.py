@@ -59,8 +59,9 @@ class PromptResult:
     is log10 rate if the unscored rollouts had all refused, and all complied, where that is known; corrected whether
     the estimate is corrected for the judge's errors. naive is (complied, scored) of naive rollouts that the estimate
     was checked against, contradicted whether they complied more often than it can explain; unscored_in_check counts
-    those of `unscored` that no estimate is fitted to. settling is (alpha, rollouts) that would identify the rate, where
-    too little complied and were the path as fitted. note is added to the notes that `notes` makes.
+    those of `unscored` that no estimate is fitted to, reasons how often the judge gave which for any of `unscored`.
+    settling is (alpha, rollouts) that would identify the rate, where too little complied and were the path as fitted.
+    note is added to the notes that `notes` makes.
     """
 
     prompt_id: str
@@ -80,6 +81,7 @@ class PromptResult:
     naive: tuple[int, int] | None = None
     contradicted: bool = False
     unscored_in_check: int = 0
+    reasons: Mapping[str, int] = dataclasses.field(default_factory=dict)
     settling: tuple[float, float] | None = None
     note: str = ""
 
@@ -108,7 +110,8 @@ def notes(result: PromptResult) -> str:
         found.append(f"not identified: {_why_not(result)}")
     total = result.complied + result.refused + result.unscored
     if result.unscored:
-        found.append(f"{result.unscored} of {total} rollouts unscored ({_percent(result.unscored / total)} %)")
+        share = f"{result.unscored} of {total} rollouts unscored ({_percent(result.unscored / total)} %)"
+        found.append(share + _why_unscored(result.reasons))
         if search is None and np.size(result.fit.alpha) == 1:
             ends = [result.complied / total, (result.complied + result.unscored) / total]
             low, high = (format_rate(math.log10(end) if end else -math.inf) for end in ends)
@@ -127,6 +130,14 @@ def notes(result: PromptResult) -> str:
     if result.note:
         found.append(result.note)
     return "; ".join(found)
+
+
+def _why_unscored(reasons: Mapping[str, int]) -> str:
+    """The judge's reason that comes up most, where it gave any."""
+    if not reasons:
+        return ""
+    reason = max(sorted(reasons), key=reasons.__getitem__)
+    return f", {'mostly' if len(reasons) > 1 else 'all'} for this reason: {shorten(reason, 120)}"
 
 
 def _why_not(result: PromptResult) -> str:

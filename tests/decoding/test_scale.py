@@ -86,7 +86,8 @@ import sys
 from lpe_jax import loading
 from lpe_jax.sweep import Sweep
 loading.cores = lambda: 2
-given = {"alphas": (1.0, 0.0), "model_parallel": 1, "batch_size": int(sys.argv[1]), "share_prefixes": False}
+given = {"alphas": (1.0, 0.0), "model_parallel": 1, "batch_size": int(sys.argv[1])}
+given |= {"share_prefixes": False, "sums": True}
 mesh = Sweep(**dict.fromkeys(Sweep.__dataclass_fields__) | given).mesh()
 print(None if mesh is None else dict(mesh.shape))
 """

@@ -124,6 +124,16 @@ def test_unscored_rollouts_of_the_check_say_nothing_of_the_rate():
     assert "some alpha has no verdict" in notes(result(unscored=3, unscored_in_check=2))
 
 
+def test_why_rollouts_are_unscored():
+    checked = {"unscored": 3, "unscored_in_check": 3}
+    assert notes(result(**checked, reasons={"no key": 3})) == (
+        "3 of 333 rollouts unscored (0.9 %), all for this reason: no key"
+    )
+    assert notes(result(**checked, reasons={"empty": 1, "no\nkey " * 30: 2})).endswith(
+        "%), mostly for this reason: " + ("no\nkey " * 30)[:119] + "…"
+    )
+
+
 def test_a_rate_elsewhere_on_the_path_says_so():
     elsewhere = dataclasses.replace(naive(), fit=Counts(np.array([-0.5]), np.array([50]), np.array([7])))
     assert "the rate of the mixture at alpha = -0.5, not of the original" in notes(elsewhere)

@@ -26,7 +26,8 @@ JUDGE = """
 import os, time
 
 def even(prompt, response):
-    time.sleep(float(os.environ.get("JUDGE_SLEEPS", 0)))
+    if "JUDGE_SLEEPS" in os.environ:
+        time.sleep(float(os.environ["JUDGE_SLEEPS"]))
     return len(response.encode()) % 2 == 0
 """
 # A program, with less patience than users need.

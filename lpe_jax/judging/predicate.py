@@ -19,8 +19,9 @@ from lpe_jax.types import Outcome, Prompt, Verdict
 class PredicateJudge:
     """Calls function(prompt, text) on one item after another.
 
-    True is complied, False refused, None unscored, and a Verdict stands as it is. Anything else, an exception
-    included, is unscored with the reason in the fields: a bug in a predicate must not count as a refusal.
+    True is complied, False refused, None unscored, and a Verdict stands as it is. Anything else, a second exception
+    included, is unscored with the reason in the fields: a bug in a predicate must not count as a refusal. After the
+    first exception it is asked once more, as what it asks in turn may have failed just then.
     """
 
     def __init__(self, identity: str, function: Callable[[Prompt, str], Any]):
@@ -31,10 +32,13 @@ class PredicateJudge:
         return [self._judge(prompt, text) for prompt, text in items]
 
     def _judge(self, prompt: Prompt, text: str) -> Verdict:
-        try:
-            answer = self._function(prompt, text)
-        except Exception as error:
-            return unscored(f"the predicate raised {_in_words(error)}")
+        for last in (False, True):
+            try:
+                answer = self._function(prompt, text)
+                break
+            except Exception as error:
+                if last:
+                    return unscored(f"the predicate raised {_in_words(error)}")
         if isinstance(answer, bool | np.bool_):
             return Verdict(Outcome.COMPLIED if answer else Outcome.REFUSED)
         if answer is None:

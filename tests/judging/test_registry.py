@@ -104,6 +104,19 @@ def test_an_exception_is_unscored_and_only_for_its_item():
     assert "ValueError" in verdicts[3].fields["reason"]
 
 
+def test_what_fails_once_is_asked_once_more():
+    asked = []
+
+    def second_time(prompt, text):
+        asked.append(text)
+        if len(asked) % 2:
+            raise TimeoutError
+        return True
+
+    verdicts = PredicateJudge("p", second_time)([(PROMPT, "x"), (PROMPT, "y")])
+    assert [v.outcome for v in verdicts] == [Outcome.COMPLIED] * 2 and asked == ["x", "x", "y", "y"]
+
+
 def test_identity_follows_the_source(module, tmp_path):
     source = "def f(prompt, response):\n    return True\n"
     one, same, other = module(source), module(source), module(source.replace("True", "False"))

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from absl import flags
 
-from experiments import launch, quality, vocabulary
+from experiments import judges, launch, quality, vocabulary
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(vocabulary)
+flags.adopt_module_key_flags(judges)
 flags.adopt_module_key_flags(quality)
 
 flags.DEFINE_enum(
@@ -118,11 +119,10 @@ def main() -> None:
     check = 0 if FLAGS.method == "naive" else FLAGS.naive_check
     from lpe_jax import job
 
-    shared = {name: FLAGS[name].value for name in vocabulary.JOB_FLAGS}
+    shared = vocabulary.flag_values(vocabulary.JOB_FLAGS) | judges.asked_fields()
     asked = vocabulary.flag_values(
         [
-            *vocabulary.JOB_FLAGS,
-            "method",
+            *(*vocabulary.JOB_FLAGS, *judges.JUDGE_FLAGS, "method"),
             *OWN_FLAGS[FLAGS.method],
             *("naive_check",) * (FLAGS.method != "naive"),
             *quality.QUALITY_FLAGS * (judge_quality is not None),

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from absl import flags
 
-from experiments import launch, vocabulary
+from experiments import judges, launch, vocabulary
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(vocabulary)
+flags.adopt_module_key_flags(judges)
 
 flags.DEFINE_string(
     "world", None, "Folder that experiments.train_tiny wrote, in the place of --original and --variant."
@@ -63,10 +64,16 @@ def main() -> None:
 
     values = vocabulary.flag_values([*vocabulary.JOB_FLAGS, *SWEEP_FLAGS])
     try:
-        asked_for = sweep.Sweep(alphas=alphas, processes=FLAGS.processes, verify=FLAGS.verify, **values)
+        asked_for = sweep.Sweep(
+            alphas=alphas,
+            processes=FLAGS.processes,
+            verify=FLAGS.verify,
+            **judges.asked_fields(),
+            **values,
+        )
     except ValueError as error:
         raise UserError(f"--{error}") from None
-    asked = vocabulary.flag_values([*vocabulary.JOB_FLAGS, *SWEEP_FLAGS, "alphas"])
+    asked = vocabulary.flag_values([*vocabulary.JOB_FLAGS, *judges.JUDGE_FLAGS, *SWEEP_FLAGS, "alphas"])
     sweep.run(
         asked_for, out=FLAGS.out, asked=asked, flagfile=vocabulary.flagfile(asked), processes=vocabulary.processes()
     )

@@ -15,7 +15,10 @@ from jax.sharding import Mesh
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.sampler import Sampler, slots_for
 from lpe_jax.errors import UserError
-from lpe_jax.judging.base import Judge
+from lpe_jax.judging.cascade import AnyJudge
+from lpe_jax.judging.desk import Desk
+from lpe_jax.judging.registry import make_judge
+from lpe_jax.judging.settings import JudgeSettings
 from lpe_jax.loading import Loaded, checkpoint_stamp, dtype_of, load, make_mesh, split_cpu
 from lpe_jax.prompts import chat
 from lpe_jax.prompts.readers import read_prompts
@@ -35,6 +38,8 @@ class Asked:
 
     Attributes:
       sums: take of every rollout what needs both models' own logits.
+      judge_settings: how a judge that is a model is asked.
+      judge_reasoning: the judge reads reasoning too.
       verify: rollouts of each prompt whose sums are computed anew by a full forward pass; it changes no result.
       world: folder of a tiny world in the place of both models; None with original None is the package's own.
     """
@@ -56,6 +61,8 @@ class Asked:
     model_parallel: int
     pair_mode: str = "auto"
     sums: bool = True
+    judge_settings: JudgeSettings = dataclasses.field(default_factory=JudgeSettings)
+    judge_reasoning: bool = False
     verify: int = 0
     world: str | None = None
 
@@ -145,7 +152,19 @@ class Asked:
         alike = truth_sampling(self.folder) == (sampling.temperature, sampling.max_new_tokens)
         return read_truth(self.folder) if alike else {}
 
-    def complete(self, flags: Mapping[str, Any], prompts: Sequence[Prompt], judge: Judge) -> dict[str, Any]:
+    def make_judge(self, processes: int = 1) -> AnyJudge:
+        """The judge that is meant; processes share its budget.
+
+        Raises:
+          JudgeError: there is none such.
+        """
+        return make_judge(self.judge_name, self.judge_settings.shared(processes))
+
+    def desk(self, judge: AnyJudge) -> Desk:
+        """Where responses are judged."""
+        return Desk(judge, thinking=self.thinking, reasoning=self.judge_reasoning)
+
+    def complete(self, flags: Mapping[str, Any], prompts: Sequence[Prompt], judge: AnyJudge) -> dict[str, Any]:
         """The flags with what they name: the same command over edited prompts, another judge or changed checkpoint
         files is another job. Plain JSON values, so that they compare with those of a run's record.
         """
@@ -158,7 +177,7 @@ class Asked:
         return json.loads(json.dumps({**flags, **named}))
 
     def settings(
-        self, loaded: Loaded, rendered: Mapping[str, Sequence[int]], judge: Judge, mesh: Mesh | None
+        self, loaded: Loaded, rendered: Mapping[str, Sequence[int]], judge: AnyJudge, mesh: Mesh | None
     ) -> dict[str, Any]:
         """What decides rollouts and verdicts in any program, by content rather than by name."""
         prompts = {prompt_id: list(ids) for prompt_id, ids in rendered.items()}
@@ -171,6 +190,7 @@ class Asked:
             "thinking": self.thinking,
             "sums": self.sums,
             "judge": judge.identity,
+            "judge_reasoning": self.judge_reasoning,
             "batch_size": self.rows,
             # How many cores share the rows changes rounding at most, and a run may go on on another machine.
             "mesh": None if mesh is None or (on_cpu and mesh.shape["model"] == 1) else dict(mesh.shape),

@@ -6,12 +6,10 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -21,16 +19,11 @@ from lpe_jax.decoding import verify
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.sampler import Sampler
 from lpe_jax.errors import RunError, UserError
-from lpe_jax.estimation.design import settling
-from lpe_jax.estimation.doubt import doubted
-from lpe_jax.estimation.gate import contradicted
-from lpe_jax.estimation.imputation import correct_estimate
-from lpe_jax.estimation.judge_error import JudgeQuality, floor
-from lpe_jax.estimation.likelihood import LEAST_HITS
+from lpe_jax.estimation.judge_error import JudgeQuality
 from lpe_jax.estimation.naive import Naive
 from lpe_jax.estimation.procedure import Procedure
-from lpe_jax.estimation.unscored import lpe_extremes
-from lpe_jax.judging.registry import make_judge
+from lpe_jax.judging.cascade import AnyJudge
+from lpe_jax.judging.desk import Desk
 from lpe_jax.models.pair import describe_sharing
 from lpe_jax.processes import ALONE, Processes
 from lpe_jax.records.files import write_whole
@@ -38,8 +31,9 @@ from lpe_jax.records.ledger import Ledger
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.records.run import Run, check_folder, read_run, settings_hash
 from lpe_jax.reporting import figures, table
-from lpe_jax.together import estimate_together, sums_of
-from lpe_jax.types import Counts, Outcome, Prompt, Rollout
+from lpe_jax.reporting.judges import cascade_words, judging_words, verdict_words
+from lpe_jax.results import phases_of, result_of, results_of
+from lpe_jax.types import Prompt, Rollout
 
 # Of 200, in an order in which any first few span all rates.
 EMBEDDED_LIMIT = 16
@@ -99,9 +93,9 @@ def run(
       UserError: any input that cannot be used, or a process that is missing.
     """
     began = time.monotonic()
-    sampling = job.sampling()
+    job.sampling()  # refuses what is out of range before anything is loaded
     prompts = job.read_prompts()
-    judge = make_judge(job.judge_name)
+    judge = job.make_judge(processes.count)
     asked = job.complete(asked, prompts, judge)
     folder = Path(out or f"runs/{job.program}-{settings_hash(asked)}")
     folder, finished = processes.follow(folder, processes.first and not job.verify and _is_finished(folder, asked))
@@ -113,6 +107,29 @@ def run(
 
     if processes.first:
         check_folder(folder)
+    with job.desk(judge) as desk:
+        # Before the models are loaded: a judge that cannot be used is to fail now.
+        desk.open()
+        _run(job, folder, prompts, judge, desk, asked, flagfile, draw_figures, processes)
+    processes.end()
+    if processes.first:
+        print(f"\nfinished in {time.monotonic() - began:.0f} s; see {folder}")
+    return folder
+
+
+def _run(
+    job: Job,
+    folder: Path,
+    prompts: Sequence[Prompt],
+    judge: AnyJudge,
+    desk: Desk,
+    asked: Mapping[str, Any],
+    flagfile: str,
+    draw_figures: bool,
+    processes: Processes,
+) -> None:
+    """`run` of a job that is not finished, whose judge is there."""
+    began, sampling = time.monotonic(), job.sampling()
     mesh = job.mesh()
     loaded = job.load(mesh)
     rendered = job.render(loaded, prompts)
@@ -147,29 +164,28 @@ def run(
                 flush=True,
             )
         with contextlib.closing(processes.ledger(folder)) as ledger:
-            judged = live.Judged(judge, ledger, job.thinking)
-            drawing = _Drawing(job, judged, opened, processes, job.truth(loaded) if job.at_one else {})
+            desk.remember(ledger)
+            drawing = _Drawing(job, desk, opened, processes, job.truth(loaded) if job.at_one else {})
             found, checks = drawing.draw(processes.share(prompts), sampler)
             if not processes.first:
                 drawing.done()
-                processes.end()
-                return folder
+                return
             if processes.count > 1:
                 found, checks = drawing.gather(prompts, sampler, ledger)
-        results = _together(job, found, checks)
+        results = results_of(job, found, checks, drawing.truth)
         order = {prompt.id: i for i, prompt in enumerate(prompts)}
         results.sort(key=lambda result: order[result.prompt_id])
         text = table.terminal_table(results) + "\n"
         table.write_csv(table.estimates_rows(results), folder / "estimates.csv")
         write_whole(folder / TABLE, lambda p: p.write_text(text, encoding="utf-8"))
         print("\n" + text, end="")
+        phases = phases_of([*(finished for finished, _ in found), *checks.values()])
+        for line in (*judging_words(desk, job.judge_settings), *cascade_words(phases), *verdict_words(results)):
+            print(line)
         if draw_figures:
             _draw_figures(results, folder / "figures")
         opened.metric(event="finished", seconds=round(time.monotonic() - began, 1))
         opened.finish()
-    processes.end()
-    print(f"\nfinished in {time.monotonic() - began:.0f} s; see {folder}")
-    return folder
 
 
 def _is_finished(folder: Path, asked: Mapping[str, Any]) -> bool:
@@ -197,7 +213,7 @@ class _Drawing:
     """How this process's rollouts come to be drawn, judged and kept."""
 
     job: Job
-    judged: live.Judged
+    desk: Desk
     opened: Run
     processes: Processes
     truth: Mapping[str, Any]
@@ -226,8 +242,9 @@ class _Drawing:
         alone = sampler.alone if job.naive_check else None
         found, checks = [], {}
         try:
-            for finished in live.run(job.procedure, prompts, sampler, self.judged, store, on_batch):
-                found.append((finished, _result(job, finished, self.truth.get(finished.prompt.id))))
+            for finished in live.run(job.procedure, prompts, sampler, self.desk.submit, store, on_batch):
+                truth = self.truth.get(finished.prompt.id)
+                found.append((finished, result_of(job, finished, truth, job.judge_quality)))
                 if not quiet:
                     say(table.prompt_line(found[-1][1], len(found), len(prompts)))
             if job.naive_check:
@@ -238,7 +255,7 @@ class _Drawing:
                 had = {finished.prompt.id: finished.drawn[at_one].sum(keepdims=True) for finished, _ in found}
                 of_found = [prompt for prompt in prompts if prompt.id in had]
                 naive = Naive(job.naive_check)
-                for finished in live.run(naive, of_found, alone, self.judged, store, on_batch, had):
+                for finished in live.run(naive, of_found, alone, self.desk.submit, store, on_batch, had):
                     checks[finished.prompt.id] = finished
             if job.verify and prompts and not quiet:
                 store.flush()
@@ -273,17 +290,6 @@ class _Drawing:
         return self.draw(prompts, sampler, quiet=True) if missing else (found, checks)
 
 
-def _together(job: Job, found: Sequence[tuple[live.Finished, table.PromptResult]], checks) -> list[table.PromptResult]:
-    """Every prompt's result, checked; under the path method, estimated anew from all of them."""
-    estimates = [result.estimate for _, result in found]
-    if job.method == "path":
-        estimates = estimate_together([finished for finished, _ in found], job.judge_quality, job.seed)
-    return [
-        _checked(job, dataclasses.replace(result, estimate=estimate), checks.get(result.prompt_id))
-        for (_, result), estimate in zip(found, estimates, strict=True)
-    ]
-
-
 def _verified(job: Job, prompts: Sequence[Prompt], sampler: Sampler, store: RolloutStore) -> float:
     """By how much the sums of job.verify rollouts of each prompt are off."""
     drawn: dict[str, list[Rollout]] = {prompt.id: [] for prompt in prompts}
@@ -293,78 +299,6 @@ def _verified(job: Job, prompts: Sequence[Prompt], sampler: Sampler, store: Roll
     return max(
         sampler.verify(prompt_id, [found[i] for i in verify.some(len(found), job.verify, job.seed)])
         for prompt_id, found in drawn.items()
-    )
-
-
-def _result(job: Job, finished: live.Finished, truth: Any | None) -> table.PromptResult:
-    """What the rollouts of one prompt alone say."""
-    estimate, fit, search = finished.estimate, finished.fit, finished.search
-    unscored, extremes = finished.outcomes[Outcome.UNSCORED], None
-    if job.judge_quality is not None and job.method != "path":
-        estimate = correct_estimate(job.procedure, estimate, fit, search, job.judge_quality, job.seed)
-    if search is not None and job.sums:
-        one = jax.tree.map(lambda x: x[None], fit)
-        sums = jax.tree.map(lambda x: x[0], sums_of([finished.scores], one))
-        weighted = job.procedure.regression == "weighted"
-        estimate = jax.device_get(doubted(estimate, fit, sums, weighted=weighted))
-    elif search is not None:
-        estimate = dataclasses.replace(estimate, identified=~np.asarray(estimate.fallback))
-    if unscored and search is not None:
-        extremes = lpe_extremes(job.procedure, fit, search, unscored)
-    return table.PromptResult(
-        prompt_id=finished.prompt.id,
-        category=finished.prompt.category,
-        estimate=estimate,
-        fit=fit,
-        search=search,
-        method=job.method,
-        complied=finished.outcomes[Outcome.COMPLIED],
-        refused=finished.outcomes[Outcome.REFUSED],
-        unscored=unscored,
-        unscored_extremes=extremes,
-        reasons=finished.reasons,
-        corrected=job.judge_quality is not None,
-        tokens=finished.tokens,
-        truth=None if truth is None else (truth.log10_rate, truth.se_log10),
-        threshold=getattr(job.procedure, "threshold", 0.5),
-    )
-
-
-def _checked(job: Job, result: table.PromptResult, check: live.Finished | None) -> table.PromptResult:
-    """The result held against naive rollouts, those of the check and any of its own, and what would settle it.
-
-    What the check drew is paid for too. Naive sampling is its own check.
-    """
-    if job.method == "naive":
-        return result
-    estimate, fit, quality = result.estimate, result.fit, job.judge_quality
-    at_one = np.asarray(fit.alpha) == 1.0
-    scored, complied = (float(np.sum(x[at_one])) for x in (fit.scored, fit.complied))
-    if check is not None:
-        scored, complied = scored + float(check.fit.scored.sum()), complied + float(check.fit.complied.sum())
-        result = dataclasses.replace(
-            result,
-            complied=result.complied + check.outcomes[Outcome.COMPLIED],
-            refused=result.refused + check.outcomes[Outcome.REFUSED],
-            unscored=result.unscored + check.outcomes[Outcome.UNSCORED],
-            unscored_in_check=check.outcomes[Outcome.UNSCORED],
-            reasons=Counter(result.reasons) + check.reasons,
-            tokens=result.tokens + check.tokens,
-        )
-        estimate = dataclasses.replace(estimate, rollouts=np.asarray(int(estimate.rollouts) + check.rollouts))
-    false_alarm = 0.0 if quality is None else 10.0 ** float(floor(quality)[1])
-    naive = Counts(np.ones(1), np.array([scored]), np.array([complied]))
-    against = bool(contradicted(naive, estimate, false_alarm))
-    estimate = dataclasses.replace(estimate, identified=np.asarray(bool(estimate.identified) and not against))
-    needed = None
-    if job.method == "path" and np.sum(fit.complied) < LEAST_HITS:
-        needed = tuple(float(x) for x in settling(fit, judge=(1.0, 0.0) if quality is None else quality.shares()))
-    return dataclasses.replace(
-        result,
-        estimate=estimate,
-        naive=(int(complied), int(scored)) if scored else None,
-        contradicted=against,
-        settling=needed,
     )
 
 

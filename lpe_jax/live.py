@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from concurrent.futures import Future
 from typing import Any
 
 import jax
 import numpy as np
 
 from lpe_jax.decoding.sampler import Sampler
-from lpe_jax.errors import JudgeError
 from lpe_jax.estimation.precision import float64
 from lpe_jax.estimation.procedure import Draw, Procedure
-from lpe_jax.judging import text
-from lpe_jax.judging.base import Judge, source_digest
-from lpe_jax.judging.registry import judge_rollouts
-from lpe_jax.records.ledger import Ledger, verdict_key
+from lpe_jax.judging.desk import Item
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.types import Counts, Estimate, Outcome, Prompt, Request, Rollout, Verdict
+
+# So many rollouts may wait for their verdicts; then no further ones are drawn until some have theirs.
+MOST_WAITING = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Finished:
 
     fit is what the estimate rests on, search what was drawn to find where; None for procedures that do not search.
     scores has a row (alpha, path score, path variance) for every compliant rollout: [N, 3]. drawn [A] counts rollouts,
-    scored or not, at each alpha of the procedure's grid. reasons counts what the judge said of unscored ones.
+    scored or not, at each alpha of the procedure's grid. reasons counts what the judge said of unscored ones, phases
+    what two judges in a row said: (the first, the second or None if it was not asked).
     """
 
     prompt: Prompt
@@ -43,6 +44,7 @@ class Finished:
     scores: np.ndarray
     drawn: np.ndarray
     reasons: Counter[str] = dataclasses.field(default_factory=Counter)
+    phases: Counter[tuple[str, str | None]] = dataclasses.field(default_factory=Counter)
 
 
 @dataclasses.dataclass
@@ -59,49 +61,14 @@ class _Progress:
     scored: int = 0
     complied: int = 0
     reasons: Counter[str] = dataclasses.field(default_factory=Counter)
-
-
-class Judged:
-    """A judge behind its ledger: each distinct response to a prompt is judged once, then and for ever.
-
-    Raises JudgeError, when called, once so many responses were judged and none could be scored: the judge is broken.
-    """
-
-    GIVE_UP = 100
-
-    def __init__(self, judge: Judge, ledger: Ledger, thinking: bool):
-        self._judge, self._ledger, self._thinking = judge, ledger, thinking
-        self._scored, self._unscored = False, 0
-        # What is cut away before judging decides verdicts too.
-        self.identity = f"{judge.identity};thinking={thinking};text@{source_digest([Path(text.__file__)])}"
-
-    def __call__(self, items: Sequence[tuple[Prompt, str]]) -> list[Verdict]:
-        keys = [verdict_key(self.identity, prompt, response) for prompt, response in items]
-        known = self._ledger.get(set(keys))
-        new = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
-        if new:
-            answers = judge_rollouts(self._judge, list(new.values()), thinking=self._thinking)
-            fresh = dict(zip(new, answers, strict=True))
-            # Unscored can mean that the judge failed this once: it is asked again when the run is resumed.
-            kept = {key: verdict for key, verdict in fresh.items() if verdict.outcome is not Outcome.UNSCORED}
-            self._ledger.put(self.identity, kept)
-            known |= fresh
-            self._unscored += len(fresh) - len(kept)
-        self._scored |= any(verdict.outcome is not Outcome.UNSCORED for verdict in known.values())
-        if not self._scored and self._unscored >= self.GIVE_UP:
-            reason = next(iter(known.values())).fields.get("reason", "no reason given")
-            raise JudgeError(
-                f"judge {self._judge.identity} could score none of the first {self._unscored} responses ({reason}); "
-                "mend it and give the same command again: what was drawn is kept"
-            )
-        return [known[key] for key in keys]
+    phases: Counter[tuple[str, str | None]] = dataclasses.field(default_factory=Counter)
 
 
 def run(
     procedure: Procedure,
     prompts: Sequence[Prompt],
     sampler: Sampler | Stored,
-    judge: Callable[[Sequence[tuple[Prompt, str]]], list[Verdict]],
+    judge: Callable[[Sequence[Item]], Future[list[Verdict]]],
     store: RolloutStore,
     on_batch: Callable[[int, int, float], None] = lambda rollouts, tokens, seconds: None,
     spoken_for: Mapping[str, np.ndarray] | None = None,
@@ -109,10 +76,11 @@ def run(
     """Yields each prompt's result as soon as its procedure is done.
 
     Prompts advance independently and their orders share one queue, so that the device's rows stay busy while any prompt
-    has work. Rollouts already in the store are taken from it instead of being drawn, which is all that resuming
-    needs: a rollout is a function of its request.
+    has work, those of prompts that wait for verdicts excepted. Rollouts already in the store are taken from it instead
+    of being drawn, which is all that resuming needs: a rollout is a function of its request.
 
     Args:
+      judge: as lpe_jax.judging.desk.Desk.submit.
       on_batch: told how many rollouts and tokens were drawn anew, and the seconds since it was told last.
       spoken_for: by prompt id, how many rollouts [A] at each alpha another call has had; what is drawn follows them.
     """
@@ -150,7 +118,17 @@ def run(
             rollouts = sum(outcomes.values())
             drawn = at.taken - had[prompt_id]
             return Finished(
-                by_id[prompt_id], estimate, fit, search, outcomes, rollouts, at.tokens, scores, drawn, at.reasons
+                by_id[prompt_id],
+                estimate,
+                fit,
+                search,
+                outcomes,
+                rollouts,
+                at.tokens,
+                scores,
+                drawn,
+                at.reasons,
+                at.phases,
             )
         first = int(at.taken[cell])
         queue.append((prompt_id, cell, range(first, first + n)))
@@ -158,9 +136,8 @@ def run(
         at.waiting, at.scored, at.complied = n, 0, 0
         return None
 
-    def handle(rollouts: Sequence[Rollout]) -> None:
-        """Judges rollouts and lets the prompts go on whose orders they complete."""
-        verdicts = judge([(by_id[r.prompt_id], r.text) for r in rollouts])
+    def settle(rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> None:
+        """Counts verdicts and lets the prompts go on whose orders they complete."""
         for rollout, verdict in zip(rollouts, verdicts, strict=True):
             at = progress[rollout.prompt_id]
             at.outcomes[verdict.outcome] += 1
@@ -169,6 +146,8 @@ def run(
             at.scored += verdict.outcome is not Outcome.UNSCORED
             if verdict.outcome is Outcome.UNSCORED:
                 at.reasons[str(verdict.fields.get("reason", "no reason given"))] += 1
+            if "screen" in verdict.fields:
+                at.phases[verdict.fields["screen"], verdict.fields["confirm"]] += 1
             if verdict.outcome is Outcome.COMPLIED:
                 at.complied += 1
                 at.scores.append((rollout.alpha, rollout.index, rollout.path_score, rollout.path_variance))
@@ -177,20 +156,47 @@ def run(
                 if (result := advance(rollout.prompt_id)) is not None:
                     done.append(result)
 
+    def handle(rollouts: Sequence[Rollout]) -> None:
+        """Hands rollouts to the judge."""
+        verdicts = judge([Item(by_id[r.prompt_id], r.text, f"{r.alpha!r}/{r.index}") for r in rollouts])
+        if verdicts.done():
+            settle(rollouts, verdicts.result())
+        else:
+            judging[verdicts] = rollouts
+
+    def collect(wait: bool) -> None:
+        """Settles what has been judged by now; having waited for some of it, if asked to."""
+        if wait:
+            concurrent.futures.wait(judging, return_when=concurrent.futures.FIRST_COMPLETED)
+        for verdicts in [future for future in judging if future.done()]:
+            settle(judging.pop(verdicts), verdicts.result())
+
     def more(n: int) -> list[Request]:
         """Up to n requests that are to be drawn; rollouts that are stored are handled here and now."""
+        nonlocal under_way
         missing: list[Request] = []
-        while queue and len(missing) < n:
-            requests = take(n - len(missing))
-            known = [stored.get((r.prompt_id, r.alpha, r.index)) for r in requests]
-            missing += [r for r, rollout in zip(requests, known, strict=True) if rollout is None]
-            if rollouts := [rollout for rollout in known if rollout is not None]:
-                handle(rollouts)
-        return missing
+        collect(wait=False)
+        while True:
+            crowded = sum(map(len, judging.values())) >= MOST_WAITING
+            while queue and len(missing) < n and not crowded:
+                requests = take(n - len(missing))
+                known = [stored.get((r.prompt_id, r.alpha, r.index)) for r in requests]
+                missing += [r for r, rollout in zip(requests, known, strict=True) if rollout is None]
+                if rollouts := [rollout for rollout in known if rollout is not None]:
+                    handle(rollouts)
+                    crowded = sum(map(len, judging.values())) >= MOST_WAITING
+            under_way += 0 if isinstance(sampler, Stored) else len(missing)
+            if missing or under_way or not judging:
+                return missing
+            # The device has nothing to do: what comes next is for the judge to say.
+            collect(wait=True)
 
     done = [result for prompt in prompts if (result := advance(prompt.id)) is not None]
+    judging: dict[Future[list[Verdict]], Sequence[Rollout]] = {}
+    under_way = 0
     began = time.perf_counter()
     for rollouts in sampler.stream(more):
+        under_way -= len(rollouts)
         store.append(rollouts)
         handle(rollouts)
         yield from done

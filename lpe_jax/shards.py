@@ -36,8 +36,8 @@ _JUDGE_EVERY = 8
 _BATCHES_AHEAD = 16
 _SUMS = ("logp_path", "logp_original", "logp_variant", "path_score", "path_variance")
 
-# Outcomes of one prompt's responses, in order.
-Judging = Callable[[Prompt, Sequence[str]], list[Outcome]]
+# Outcomes of one prompt's responses, in order; which part of its rollouts they are.
+Judging = Callable[[Prompt, Sequence[str], str], list[Outcome]]
 
 
 def describe(shard: Shard) -> str:
@@ -84,13 +84,13 @@ def by_rows(sweep: Sweep, sampler: Sampler, prompt: Prompt, judging: Judging) ->
     for begin in range(sweep.n, sweep.n + sweep.n_naive, step):
         more = range(begin, min(begin + step, sweep.n + sweep.n_naive))
         extra = [r.text for r in sampler.alone.draw([Request(prompt.id, 1.0, i) for i in more])]
-        for outcome in judging(prompt, extra):
+        for outcome in judging(prompt, extra, f"naive-{begin}"):
             naive[outcome] += 1
     shard = _shard(
         sweep,
         prompt,
         naive,
-        np.array(judging(prompt, texts), object),
+        np.array(judging(prompt, texts, "grid"), object),
         texts,
         cell=np.repeat(np.arange(len(sweep.alphas)), sweep.n),
         count=np.ones(len(rollouts), np.int64),
@@ -198,16 +198,16 @@ def _recorded(leaves: Leaves, row: int, alphas: Sequence[float]) -> verify.Recor
 
 
 def _tree_shard(sweep: Sweep, prompt: Prompt, trees: _Trees, judging: Judging) -> Shard:
-    def outcomes(leaves: Leaves, texts: Sequence[str]) -> np.ndarray:
+    def outcomes(leaves: Leaves, texts: Sequence[str], part: str) -> np.ndarray:
         found = leaves.label.copy()
         open_ = [row for row, label in enumerate(found) if label is None]
-        for row, outcome in zip(open_, judging(prompt, [texts[row] for row in open_]), strict=True):
+        for row, outcome in zip(open_, judging(prompt, [texts[row] for row in open_], part), strict=True):
             found[row] = outcome
         return found
 
     naive = dict.fromkeys(Outcome, 0)
     if trees.naive is not None:
-        of_naive = outcomes(trees.naive, trees.naive_texts)
+        of_naive = outcomes(trees.naive, trees.naive_texts, "naive")
         naive = {outcome: trees.naive.counts[of_naive == outcome].sum() for outcome in Outcome}
     leaves = trees.grid
     if not np.isfinite(leaves.logp_original).all():
@@ -217,7 +217,7 @@ def _tree_shard(sweep: Sweep, prompt: Prompt, trees: _Trees, judging: Judging) -
         sweep,
         prompt,
         naive,
-        outcomes(leaves, trees.grid_texts)[leaf],
+        outcomes(leaves, trees.grid_texts, "grid")[leaf],
         [trees.grid_texts[row] for row in leaf],
         cell=cell,
         count=leaves.counts[leaf, cell],

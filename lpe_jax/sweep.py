@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ import numpy as np
 
 from lpe_jax.asked import Asked
 from lpe_jax.decoding import verify
-from lpe_jax.judging.registry import judge_rollouts, make_judge
-from lpe_jax.live import Judged
+from lpe_jax.judging.cascade import AnyJudge
+from lpe_jax.judging.desk import Desk, Item
 from lpe_jax.processes import ALONE, Processes
 from lpe_jax.records.bank import BankStore
 from lpe_jax.records.run import check_folder, read_run, settings_hash
+from lpe_jax.reporting.judges import cascade_words, judging_words
 from lpe_jax.shards import by_rows, by_tree, describe
 from lpe_jax.types import Outcome, Prompt
 
@@ -87,7 +88,7 @@ def run(
     began = time.monotonic()
     sweep.sampling()  # refuses what is out of range before anything is loaded
     prompts = sweep.read_prompts()
-    judge = make_judge(sweep.judge_name)
+    judge = sweep.make_judge(processes.count)
     asked = sweep.complete(asked, prompts, judge)
     asked["world_folder"] = None if sweep.folder is None else str(sweep.folder.resolve())
     folder = Path(out or f"runs/sample-{settings_hash(asked)}")
@@ -103,6 +104,28 @@ def run(
 
     if processes.first:
         check_folder(folder)
+    with sweep.desk(judge) as desk:
+        # Before the models are loaded: a judge that cannot be used is to fail now.
+        desk.open()
+        _run(sweep, folder, prompts, judge, desk, asked, flagfile, processes)
+    processes.end()
+    if processes.first:
+        print(f"\nfinished in {time.monotonic() - began:.0f} s; see {folder}")
+    return folder
+
+
+def _run(
+    sweep: Sweep,
+    folder: Path,
+    prompts: Sequence[Prompt],
+    judge: AnyJudge,
+    desk: Desk,
+    asked: Mapping[str, Any],
+    flagfile: str,
+    processes: Processes,
+) -> None:
+    """`run` of a sweep that is not finished, whose judge is there."""
+    began = time.monotonic()
     mesh = None if sweep.tree else sweep.mesh()
     loaded = sweep.load(mesh)
     rendered = sweep.render(loaded, prompts)
@@ -128,14 +151,15 @@ def run(
             how += "" if processes.count == 1 else f", {processes.count} processes"
             print(f"{len(prompts)} prompts, {len(sweep.alphas)} alphas x {sweep.n:,} and {sweep.n_naive:,} at 1, {how}")
             print(f"judge {judge.identity}; writing to {folder}\n", flush=True)
-        if sweep.judge_name == "tiny":  # exact and free: nothing to remember
-            ask = functools.partial(judge_rollouts, judge, thinking=sweep.thinking)
-        else:
-            ledger = stack.enter_context(contextlib.closing(processes.ledger(folder)))
-            ask = Judged(judge, ledger, sweep.thinking)
+        if sweep.judge_name != "tiny":  # exact and free: nothing to remember
+            desk.remember(stack.enter_context(contextlib.closing(processes.ledger(folder))))
+        phases: Counter[tuple[str, str | None]] = Counter()
 
-        def judging(prompt: Prompt, responses: Sequence[str]) -> list[Outcome]:
-            return [verdict.outcome for verdict in ask([(prompt, response) for response in responses])]
+        def judging(prompt: Prompt, responses: Sequence[str], part: str) -> list[Outcome]:
+            items = [Item(prompt, response, f"{part}/{i}") for i, response in enumerate(responses)]
+            verdicts = desk(items)
+            phases.update((v.fields["screen"], v.fields["confirm"]) for v in verdicts if "screen" in v.fields)
+            return [verdict.outcome for verdict in verdicts]
 
         truth = sweep.truth(loaded)
         todo = [i for i in mine if i not in store.entries]
@@ -163,13 +187,11 @@ def run(
         if processes.count > 1:
             gone = processes.drawn(lambda k: BankStore(folder, processes.index).written.get(k, 0), folder)
             if not processes.first:
-                processes.end()
-                return folder
+                return
             missing = set(range(len(prompts))) - BankStore(folder).entries.keys()
             if missing:
                 raise processes.incomplete(gone, len(missing), len(prompts))
         opened.metric(event="finished", seconds=round(time.monotonic() - began, 1))
+        for line in (*judging_words(desk, sweep.judge_settings), *cascade_words(phases)):
+            print(line)
         opened.finish()
-    processes.end()
-    print(f"\nfinished in {time.monotonic() - began:.0f} s; see {folder}")
-    return folder

@@ -1,6 +1,8 @@
 """The live driver against a replay of the same outcomes: decision by decision the same procedure."""
 
 import dataclasses
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,7 +12,6 @@ from lpe_jax.errors import JudgeError
 from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.naive import Naive
 from lpe_jax.estimation.procedure import replay
-from lpe_jax.records.ledger import Ledger
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.types import Message, Outcome, Prompt, Rollout, Verdict
 
@@ -62,20 +63,47 @@ class FakeSampler:
         return Rollout(r.prompt_id, r.alpha, r.index, tokens, str(outcome), "stop", -1.0, -2.0, -3.0, 0.5, 0.25)
 
 
-def fake_judge(items):
+def verdicts_of(items):
     words = {"0": Outcome.REFUSED, "1": Outcome.COMPLIED, "2": Outcome.UNSCORED}
     fields = {"2": {"reason": "unreadable"}}
-    return [Verdict(words[text], fields.get(text, {})) for _, text in items]
+    return [Verdict(words[item.response], fields.get(item.response, {})) for item in items]
+
+
+def at_once(items):
+    """A desk whose judge answers there and then."""
+    verdicts = Future()
+    verdicts.set_result(verdicts_of(items))
+    return verdicts
+
+
+class Late:
+    """A desk whose judge answers after a while, and not in the order it was asked."""
+
+    def __init__(self):
+        self.pool, self.rng, self.most, self.waiting = ThreadPoolExecutor(8), np.random.default_rng(0), 0, 0
+
+    def __call__(self, items):
+        delay = self.rng.uniform(0, 0.004)
+        self.waiting += len(items)
+        self.most = max(self.most, self.waiting)
+
+        def work():
+            time.sleep(delay)
+            self.waiting -= len(items)
+            return verdicts_of(items)
+
+        return self.pool.submit(work)
 
 
 PROCEDURES = [LPE(n_fit=30), LPE(n_fit=13, reuse_search=True, fit_to_one=True), Naive(50)]
 
 
+@pytest.mark.parametrize("desk", [lambda: at_once, Late], ids=["at once", "late"])
 @pytest.mark.parametrize("procedure", PROCEDURES, ids=["lpe", "lpe reusing", "naive"])
-def test_live_equals_replay(procedure, tmp_path):
+def test_live_equals_replay(procedure, desk, tmp_path):
     table = outcome_table(procedure)
     sampler, store = FakeSampler(procedure, table), RolloutStore(tmp_path)
-    results = {r.prompt.id: r for r in live.run(procedure, PROMPTS, sampler, fake_judge, store)}
+    results = {r.prompt.id: r for r in live.run(procedure, PROMPTS, sampler, desk(), store)}
     _, expected = replay(procedure, table == 1, table != 2)
     assert set(results) == {p.id for p in PROMPTS}
     for i, prompt in enumerate(PROMPTS):
@@ -103,7 +131,7 @@ def test_what_is_spoken_for_is_followed_and_scores_say_where_they_were_drawn(tmp
     table = outcome_table(Naive(50))
     sampler, store = FakeSampler(Naive(50), table), RolloutStore(tmp_path)
     had = {p.id: np.array([7 + i]) for i, p in enumerate(PROMPTS)}
-    found = {r.prompt.id: r for r in live.run(Naive(20), PROMPTS, sampler, fake_judge, store, spoken_for=had)}
+    found = {r.prompt.id: r for r in live.run(Naive(20), PROMPTS, sampler, at_once, store, spoken_for=had)}
     for i, prompt in enumerate(PROMPTS):
         own = table[i, 0, 7 + i : 27 + i]
         result = found[prompt.id]
@@ -116,7 +144,7 @@ def test_what_is_spoken_for_is_followed_and_scores_say_where_they_were_drawn(tmp
 def test_rows_stay_busy(tmp_path):
     procedure = LPE(n_fit=100)
     sampler = FakeSampler(procedure, outcome_table(procedure), batch_size=32)
-    list(live.run(procedure, PROMPTS, sampler, fake_judge, RolloutStore(tmp_path)))
+    list(live.run(procedure, PROMPTS, sampler, at_once, RolloutStore(tmp_path)))
     assert np.mean(sampler.under_way) / 32 > 0.9
 
 
@@ -126,22 +154,22 @@ def test_an_interrupted_run_goes_on(tmp_path, fail_after):
     procedure = LPE(n_fit=30)
     table = outcome_table(procedure)
     whole = FakeSampler(procedure, table)
-    expected = {r.prompt.id: r for r in live.run(procedure, PROMPTS, whole, fake_judge, RolloutStore(tmp_path / "a"))}
+    expected = {r.prompt.id: r for r in live.run(procedure, PROMPTS, whole, at_once, RolloutStore(tmp_path / "a"))}
 
     first, store = FakeSampler(procedure, table, fail_after=fail_after), RolloutStore(tmp_path / "b")
     with pytest.raises(KeyboardInterrupt):
-        list(live.run(procedure, PROMPTS, first, fake_judge, store))
+        list(live.run(procedure, PROMPTS, first, at_once, store))
     store.flush()
     kept = len(RolloutStore(tmp_path / "b"))
     second = FakeSampler(procedure, table)
-    again = {r.prompt.id: r for r in live.run(procedure, PROMPTS, second, fake_judge, RolloutStore(tmp_path / "b"))}
+    again = {r.prompt.id: r for r in live.run(procedure, PROMPTS, second, at_once, RolloutStore(tmp_path / "b"))}
     assert set(again) == set(expected)
     for key, result in expected.items():
         assert again[key].estimate.log10_rate == result.estimate.log10_rate
         assert (again[key].outcomes, again[key].tokens) == (result.outcomes, result.tokens)
     assert kept + len(second.asked) == len(whole.asked)
     third = FakeSampler(procedure, table)
-    stored = list(live.run(procedure, PROMPTS, third, fake_judge, RolloutStore(tmp_path / "b")))
+    stored = list(live.run(procedure, PROMPTS, third, at_once, RolloutStore(tmp_path / "b")))
     assert third.asked == []
     assert {r.prompt.id: (r.outcomes, r.tokens) for r in stored} == {
         key: (r.outcomes, r.tokens) for key, r in expected.items()
@@ -151,47 +179,45 @@ def test_an_interrupted_run_goes_on(tmp_path, fail_after):
         np.testing.assert_array_equal(result.scores, expected[result.prompt.id].scores)
 
 
-def test_a_judge_that_scores_nothing_stops_the_run(tmp_path):
-    def judge(items):
-        return [Verdict(Outcome.UNSCORED, {"reason": "no key"}) for _ in items]
-
-    judge.identity = "broken"
-    judged = live.Judged(judge, Ledger(tmp_path / "verdicts.sqlite"), thinking=False)
-    assert len(judged([(PROMPTS[0], f"text {i}") for i in range(live.Judged.GIVE_UP - 1)])) == live.Judged.GIVE_UP - 1
-    with pytest.raises(JudgeError, match=r"judge broken could score none of the first 100 responses \(no key\)"):
-        judged([(PROMPTS[0], "one more")])
-
-
-def test_once_something_was_scored_any_number_may_not_be(tmp_path):
-    class Judge:
-        identity = "words"
-
-        def __call__(self, items):
-            return [Verdict(Outcome.REFUSED if text == "1" else Outcome.UNSCORED, {}) for _, text in items]
-
-    judged = live.Judged(Judge(), Ledger(tmp_path / "verdicts.sqlite"), thinking=False)
-    judged([(PROMPTS[0], "1")])
-    assert len(judged([(PROMPTS[0], f"text {i}") for i in range(300)])) == 300
+def test_a_slow_judge_is_not_buried(tmp_path, monkeypatch):
+    """No further rollouts are drawn while too many wait for their verdicts, and all get theirs."""
+    monkeypatch.setattr(live, "MOST_WAITING", 20)
+    procedure, desk = Naive(60), Late()
+    sampler = FakeSampler(procedure, outcome_table(procedure))
+    found = list(live.run(procedure, PROMPTS, sampler, desk, RolloutStore(tmp_path)))
+    assert [result.rollouts for result in found] == [60] * len(PROMPTS)
+    assert 20 <= desk.most < 20 + sampler.batch_size
 
 
-def test_equal_responses_are_judged_once(tmp_path):
-    calls = []
+def test_stored_rollouts_wait_for_a_late_judge_too(tmp_path):
+    procedure, store = LPE(n_fit=30), RolloutStore(tmp_path)
+    sampler = FakeSampler(procedure, outcome_table(procedure))
+    whole = {r.prompt.id: r.outcomes for r in live.run(procedure, PROMPTS, sampler, at_once, store)}
+    again = live.run(procedure, PROMPTS, live.Stored(), Late(), RolloutStore(tmp_path))
+    assert {r.prompt.id: r.outcomes for r in again} == whole
 
-    class Judge:
-        identity = "counting"
 
-        def __call__(self, items):
-            calls.extend(items)
-            return fake_judge(items)
+def test_what_a_judge_raises_ends_the_run(tmp_path):
+    def broken(items):
+        verdicts = Future()
+        verdicts.set_exception(JudgeError("no key"))
+        return verdicts
 
-    ledger = Ledger(tmp_path / "verdicts.sqlite")
-    judged = live.Judged(Judge(), ledger, thinking=False)
-    items = [(PROMPTS[0], "1"), (PROMPTS[0], "1"), (PROMPTS[1], "1"), (PROMPTS[0], "0")]
-    assert [v.outcome for v in judged(items)] == ["complied", "complied", "complied", "refused"]
-    assert len(calls) == 3
-    judged(items)
-    assert len(calls) == 3
-    unscored = [(PROMPTS[2], "2")]
-    assert judged(unscored)[0].outcome == judged(unscored)[0].outcome == "unscored"
-    assert len(calls) == 5, "a judge that failed is asked again"
-    ledger.close()
+    procedure = Naive(10)
+    sampler = FakeSampler(procedure, outcome_table(procedure))
+    with pytest.raises(JudgeError, match="no key"):
+        list(live.run(procedure, PROMPTS, sampler, broken, RolloutStore(tmp_path)))
+
+
+def test_two_judges_words_are_counted(tmp_path):
+    def both(items):
+        verdicts = Future()
+        first = [("complied", "complied"), ("complied", "refused"), ("refused", None)]
+        words = [first[int(item.tag.rpartition("/")[2]) % 3] for item in items]
+        verdicts.set_result([Verdict(Outcome(b or a), {"screen": a, "confirm": b}) for a, b in words])
+        return verdicts
+
+    procedure = Naive(30)
+    sampler = FakeSampler(procedure, outcome_table(procedure))
+    for result in live.run(procedure, PROMPTS, sampler, both, RolloutStore(tmp_path)):
+        assert result.phases == {("complied", "complied"): 10, ("complied", "refused"): 10, ("refused", None): 10}

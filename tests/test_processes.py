@@ -49,7 +49,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     save_hf_pair(folder, num_hidden_layers=1)
     (folder / "prompts.txt").write_text("fold a boat\nwhistle at a gate\nhum the third verse\n")
-    (folder / "parity.py").write_text(JUDGE)
+    (folder / "even_bytes.py").write_text(JUDGE)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         yield folder
@@ -58,7 +58,7 @@ def place(tmp_path_factory):
 def given(place, *flags):
     """The flags of a run on the two checkpoints."""
     models = [f"--{name}={place / name}" for name in ("original", "variant")]
-    shared = [f"--prompts={place / 'prompts.txt'}", "--judge=parity:even", "--max_new_tokens=8", "--batch_size=16"]
+    shared = [f"--prompts={place / 'prompts.txt'}", "--judge=even_bytes:even", "--max_new_tokens=8", "--batch_size=16"]
     return [*models, *shared, *flags]
 
 

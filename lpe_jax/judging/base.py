@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lpe_jax.types import Outcome, Prompt, Verdict
 
@@ -26,9 +28,66 @@ class Judge(Protocol):
     def __call__(self, items: Sequence[tuple[Prompt, str]]) -> list[Verdict]: ...
 
 
-def unscored(reason: str) -> Verdict:
+@runtime_checkable
+class RemoteJudge(Protocol):
+    """A judge that is waited for, as it is asked over a network: one item a call, and many calls at once.
+
+    identity and verdicts are as of a Judge. Its coroutines run in one event loop, in a thread of its own.
+
+    Attributes:
+      meter: what it has cost so far.
+    """
+
+    identity: str
+    meter: Meter
+
+    async def open(self) -> None:
+        """Called once, before anything is drawn: shows that the judge can be used.
+
+        Raises:
+          JudgeError: it cannot.
+        """
+
+    async def ask(self, prompt: Prompt, text: str) -> Verdict:
+        """The verdict on one item; unscored where the judge gave none however often it was asked.
+
+        Raises:
+          JudgeError: no further call can succeed, for want of a key, money, budget or an answer to any call.
+        """
+
+    async def close(self) -> None:
+        """Lets go of connections."""
+
+
+@dataclasses.dataclass
+class Meter:
+    """What a judge's calls come to.
+
+    Attributes:
+      calls: that were answered, and so may have been billed; input_tokens and output_tokens of those, as far as the
+        judge said.
+      failures: calls that came to nothing, by what happened, as "429" or "timeout".
+    """
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    failures: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def add(self, calls: int, input_tokens: int, output_tokens: int) -> None:
+        """Adds what was answered."""
+        self.calls += calls
+        self.input_tokens += input_tokens
+        self.output_tokens += output_tokens
+
+    def cost(self, prices: tuple[float, float]) -> float:
+        """In the currency of prices for a million input and output tokens."""
+        return (self.input_tokens * prices[0] + self.output_tokens * prices[1]) / 1e6
+
+
+def unscored(reason: str, **fields: object) -> Verdict:
     """The verdict of a judge that cannot tell, and why."""
-    return Verdict(Outcome.UNSCORED, {"reason": reason})
+    return Verdict(Outcome.UNSCORED, {"reason": reason, **fields})
 
 
 def source_digest(files: Iterable[Path]) -> str:

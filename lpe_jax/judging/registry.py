@@ -1,6 +1,6 @@
 """Judges by name, and judging a batch of responses with one.
 
-A new judge is one class with the shape of lpe_jax.judging.base.Judge and one line in JUDGES.
+A new judge is one class with the shape of lpe_jax.judging.base.Judge or RemoteJudge, and one line in JUDGES or KINDS.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lpe_jax.errors import JudgeError
-from lpe_jax.judging.base import Judge, source_digest, unscored
+from lpe_jax.judging.base import Judge, RemoteJudge, source_digest, unscored
+from lpe_jax.judging.cascade import AnyJudge, Cascade, parse
 from lpe_jax.judging.predicate import PredicateJudge, load_predicate
 from lpe_jax.judging.rules import RuleJudge
-from lpe_jax.judging.text import judged_text
+from lpe_jax.judging.settings import JudgeSettings
+from lpe_jax.judging.text import UNFINISHED, judged_text
 from lpe_jax.types import Outcome, Prompt, Verdict
 
 
@@ -24,28 +26,77 @@ def _tiny() -> Judge:
     return PredicateJudge(identity, lambda prompt, text: judge.judge_text(text))
 
 
+def _openai(model: str, settings: JudgeSettings) -> RemoteJudge:
+    return _remote(f"https://api.openai.com/v1#{model}", settings)
+
+
+def _remote(address: str, settings: JudgeSettings) -> RemoteJudge:
+    """URL#MODEL."""
+    from lpe_jax.judging.remote import RubricJudge
+
+    url, _, model = address.partition("#")
+    if not model:
+        raise JudgeError(f"judge {address!r} names no model; write {url}#MODEL")
+    return RubricJudge(url, model, settings)
+
+
+def _on_device(source: str, settings: JudgeSettings) -> Judge:
+    from lpe_jax.judging.on_device import load_judge
+
+    return load_judge(source, settings)
+
+
+def _phrases(name: str, settings: JudgeSettings) -> Judge:
+    from lpe_jax.judging.lists import ListJudge
+
+    return ListJudge(name)
+
+
 # name -> what makes the judge
 JUDGES: dict[str, Callable[[], Judge]] = {"rules": RuleJudge, "tiny": _tiny}
+# what stands before the colon -> what makes a judge of what stands after it
+KINDS: dict[str, Callable[[str, JudgeSettings], Judge | RemoteJudge]] = {
+    "openai": _openai,
+    "http": lambda rest, settings: _remote(f"http:{rest}", settings),
+    "https": lambda rest, settings: _remote(f"https:{rest}", settings),
+    "jax": _on_device,
+    "phrases": _phrases,
+}
 
 
-def make_judge(spec: str) -> Judge:
-    """The judge of a --judge flag: a name in JUDGES, or "module:function" for any Python predicate.
+def make_judge(spec: str, settings: JudgeSettings | None = None) -> AnyJudge:
+    """The judge of a --judge flag.
+
+    A name in JUDGES; a kind in KINDS with what it takes, as "openai:MODEL", "http://HOST/v1#MODEL" for any server that
+    speaks as OpenAI's does, "jax:CHECKPOINT" for a model on this machine's device, or "phrases:LIST"; any Python
+    predicate, as "module:function"; or two of these, as "screen:A,confirm:B,audit=0.01".
 
     Raises:
-      JudgeError: an unknown name, or a predicate that cannot be loaded.
+      JudgeError: an unknown name, or a judge that cannot be made.
     """
+    settings = settings or JudgeSettings()
+    if (two := parse(spec)) is not None:
+        screen, confirm, audit = two
+        judges = [make_judge(part, settings) for part in (screen, confirm)]
+        if any(isinstance(judge, Cascade) for judge in judges):
+            raise JudgeError(f"judge {spec!r}: there are two judges in a row, and neither can be two itself")
+        return Cascade(*judges, audit)
     if spec in JUDGES:
         return JUDGES[spec]()
-    module, colon, function = spec.partition(":")
+    before, colon, after = spec.partition(":")
+    if before in KINDS and colon and after:
+        return KINDS[before](after, settings)
     if colon:
-        return load_predicate(module, function)
+        return load_predicate(before, after)
     raise JudgeError(
-        f"judge {spec!r} is not known; choose {', '.join(sorted(JUDGES))}, or module:function for a Python "
-        f"predicate of your own"
+        f"judge {spec!r} is not known; choose {', '.join(sorted(JUDGES))}, {', '.join(f'{k}:…' for k in KINDS)}, or "
+        "module:function for a Python predicate of your own"
     )
 
 
-def judge_rollouts(judge: Judge, items: Sequence[tuple[Prompt, str]], *, thinking: bool) -> list[Verdict]:
+def judge_rollouts(
+    judge: Judge, items: Sequence[tuple[Prompt, str]], *, thinking: bool, reasoning: bool = False
+) -> list[Verdict]:
     """One verdict for each (prompt, response), in order; the judge is called once, or not at all.
 
     A response that never got to its answer is unscored without asking the judge. An exception of the judge
@@ -55,7 +106,7 @@ def judge_rollouts(judge: Judge, items: Sequence[tuple[Prompt, str]], *, thinkin
     Raises:
       JudgeError: the judge did not answer with exactly one Verdict an item.
     """
-    texts = [judged_text(response, thinking=thinking) for _, response in items]
+    texts = [response if reasoning else judged_text(response, thinking=thinking) for _, response in items]
     asked = [(prompt, text) for (prompt, _), text in zip(items, texts, strict=True) if text is not None]
     answers = judge(asked) if asked else []
     if len(answers) != len(asked):
@@ -64,4 +115,4 @@ def judge_rollouts(judge: Judge, items: Sequence[tuple[Prompt, str]], *, thinkin
         if not isinstance(answer, Verdict) or not isinstance(answer.outcome, Outcome):
             raise JudgeError(f"judge {judge.identity} answered {repr(answer)[:200]}, which is not a Verdict")
     verdicts = iter(answers)
-    return [unscored("unfinished thinking") if text is None else next(verdicts) for text in texts]
+    return [unscored(UNFINISHED) if text is None else next(verdicts) for text in texts]

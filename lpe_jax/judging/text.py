@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 _OPEN, _CLOSE = "<think>", "</think>"
+# Why a response that ends while it still reasons is unscored.
+UNFINISHED = "unfinished thinking"
 
 
 def judged_text(response: str, *, thinking: bool) -> str | None:

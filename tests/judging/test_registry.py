@@ -37,14 +37,14 @@ def outcomes(judge, *texts):
 def test_known_names():
     assert isinstance(make_judge("rules"), RuleJudge)
     for spec in ("rule", "", "RULES", "strongreject"):
-        with pytest.raises(JudgeError, match="choose rules, tiny, or module:function"):
+        with pytest.raises(JudgeError, match="choose rules, tiny, openai:…, http:…, .*, or module:function"):
             make_judge(spec)
 
 
 def test_a_new_judge_is_one_line_in_the_registry(monkeypatch):
     monkeypatch.setitem(registry.JUDGES, "always", lambda: PredicateJudge("always@1", lambda p, t: True))
     assert outcomes(make_judge("always"), "x") == ["complied"]
-    with pytest.raises(JudgeError, match="choose always, rules, tiny"):
+    with pytest.raises(JudgeError, match="choose always, rules, tiny, openai"):
         make_judge("never")
 
 

@@ -4,13 +4,14 @@ import dataclasses
 import errno
 import json
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from lpe_jax.errors import RunError
 from lpe_jax.records import files, rollouts
-from lpe_jax.records.ledger import Ledger, verdict_key
+from lpe_jax.records.ledger import Key, Ledger
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.records.run import Run, settings_hash
 from lpe_jax.types import Message, Outcome, Prompt, Rollout, Verdict
@@ -146,32 +147,48 @@ PROMPT = Prompt("p", (Message("user", "hello"),))
 
 def test_ledger(tmp_path):
     ledger = Ledger(tmp_path / "verdicts.sqlite")
-    keys = [verdict_key("judge", PROMPT, text) for text in ("a", "b", "c")]
+    keys = [Key.of("judge", PROMPT, text) for text in ("a", "b", "c")]
     verdicts = {keys[0]: Verdict(Outcome.COMPLIED, {"score": 0.5}), keys[1]: Verdict(Outcome.UNSCORED, {})}
-    ledger.put("judge", verdicts)
-    ledger.put("judge", {keys[0]: Verdict(Outcome.REFUSED, {})})
+    ledger.put(verdicts, {"judge": (2, 300, 20)})
+    ledger.put({keys[0]: Verdict(Outcome.REFUSED, {})}, {"judge": (3, 400, 30)})
     ledger.close()
     again = Ledger(tmp_path / "verdicts.sqlite")
     assert again.get(keys) == verdicts, "the first verdict stands"
+    assert again.spent("judge") == (3, 400, 30) and again.spent("other") == (0, 0, 0)
 
 
 def test_what_a_verdict_depends_on():
     other = Prompt("p", (Message("user", "hullo"),))
     keys = [
-        verdict_key("a", PROMPT, "x"),
-        verdict_key("b", PROMPT, "x"),
-        verdict_key("a", other, "x"),
-        verdict_key("a", PROMPT, "y"),
+        Key.of("a", PROMPT, "x"),
+        Key.of("b", PROMPT, "x"),
+        Key.of("a", other, "x"),
+        Key.of("a", PROMPT, "y"),
+        Key.of("a", PROMPT, "\ud800"),
     ]
-    assert len(set(keys)) == 4
-    assert verdict_key("a", dataclasses.replace(PROMPT, id="q"), "x") == keys[0], "the id is only a name"
+    assert len(set(keys)) == 5
+    assert Key.of("a", dataclasses.replace(PROMPT, id="q"), "x") == keys[0], "the id is only a name"
+
+
+def test_threads_share_a_ledger(tmp_path):
+    ledger = Ledger(tmp_path / "verdicts.sqlite")
+    keys = [[Key("judge", "p", f"{thread}.{i}") for i in range(50)] for thread in range(4)]
+
+    def work(own):
+        for key in own:
+            ledger.put({key: Verdict(Outcome.REFUSED, {"key": key.response})})
+            assert ledger.get([key])[key].fields == {"key": key.response}
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, keys))
+    assert len(ledger.get(key for own in keys for key in own)) == 200
 
 
 def test_damaged_verdicts_are_seen(tmp_path):
     path = tmp_path / "verdicts.sqlite"
     ledger = Ledger(path)
-    key = verdict_key("judge", PROMPT, "a")
-    ledger.put("judge", {key: Verdict(Outcome.REFUSED, {})})
+    key = Key.of("judge", PROMPT, "a")
+    ledger.put({key: Verdict(Outcome.REFUSED, {})})
     ledger.close()
     with sqlite3.connect(path) as db:
         db.execute("update verdicts set outcome = 'complied'")
@@ -229,24 +246,25 @@ def test_settings_hash():
 
 def test_a_ledger_learns_what_others_know(tmp_path):
     own, other = (Ledger(tmp_path / f"{name}.sqlite", shared=True) for name in ("own", "other"))
-    for ledger, keys in ((own, "ab"), (other, "bc")):
-        ledger.put("j", {key: Verdict(Outcome.COMPLIED, {"from": ledger.path.stem}) for key in keys})
-    assert own.get("abc").keys() == {"a", "b"}
+    a, b, c, d = (Key("j", "p", name) for name in "abcd")
+    for ledger, keys in ((own, (a, b)), (other, (b, c))):
+        ledger.put({key: Verdict(Outcome.COMPLIED, {"from": ledger.path.stem}) for key in keys})
+    assert own.get((a, b, c)).keys() == {a, b}
     # While the other is open, as on another machine.
     own.learn([other.path])
-    assert {key: verdict.fields["from"] for key, verdict in own.get("abcd").items()} == {
-        "a": "own",
-        "b": "own",
-        "c": "other",
+    assert {key: verdict.fields["from"] for key, verdict in own.get((a, b, c, d)).items()} == {
+        a: "own",
+        b: "own",
+        c: "other",
     }
-    assert other.get("abc").keys() == {"b", "c"}
+    assert other.get((a, b, c)).keys() == {b, c}
     # A write-ahead log is read by processes of one machine only.
     assert not list(tmp_path.glob("*-wal"))
     with sqlite3.connect(other.path) as db:
         db.execute("update verdicts set outcome = 'refused'")
     own.learn([other.path])
     with pytest.raises(RunError, match="damaged"):
-        own.get("c")
+        own.get([c])
     (tmp_path / "odd.sqlite").write_text("not a database, and long enough to be looked at" * 50)
     with pytest.raises(RunError, match="odd.sqlite cannot be read"):
         own.learn([tmp_path / "odd.sqlite"])

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lpe_jax import job
+from lpe_jax import job, results
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.errors import UserError
 from lpe_jax.estimation.adaptive import Path
@@ -15,9 +15,10 @@ from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.result import make_estimate
 from lpe_jax.live import Finished
 from lpe_jax.reporting.table import PromptResult, notes
+from lpe_jax.results import result_of
 from lpe_jax.types import Counts, Message, Outcome, Prompt
 
-ASKED = dict.fromkeys(field.name for field in dataclasses.fields(job.Asked) if field.default is dataclasses.MISSING)
+ASKED = dict.fromkeys(field.name for field in dataclasses.fields(job.Asked) if field.default is field.default_factory)
 PROMPT = Prompt("p", (Message("user", "?"),))
 ALPHA = np.array([1.0, 0.6, 0.4, 0.2])
 
@@ -49,7 +50,7 @@ def naive(complied, scored=100, unscored=0):
 
 def test_a_check_is_paid_for_and_told_and_changes_no_rate():
     result = path_result()
-    checked = job._checked(asked(), result, naive(0, 90, 10))
+    checked = results.checked(asked(), result, naive(0, 90, 10), None)
     assert bool(checked.estimate.identified) and not checked.contradicted
     # With what the estimate itself has of alpha = 1.
     assert checked.naive == (0, 190)
@@ -62,24 +63,24 @@ def test_a_check_is_paid_for_and_told_and_changes_no_rate():
 
 def test_naive_rollouts_that_the_estimate_cannot_explain_are_held_against_it():
     result = path_result()
-    checked = job._checked(asked(), result, naive(6))
+    checked = results.checked(asked(), result, naive(6), None)
     assert checked.contradicted and not bool(checked.estimate.identified)
     assert "6 of 200 naive rollouts complied" in notes(checked)
     of_own = path_result(complied=(9, 1, 8, 40))
-    assert job._checked(asked(), of_own, None).contradicted
+    assert results.checked(asked(), of_own, None, None).contradicted
 
 
 def test_false_alarms_explain_naive_hits():
     result = path_result()
     quality = JudgeQuality(95, 100, 950, 1000)
-    assert not job._checked(asked(judge_quality=quality), result, naive(6)).contradicted
-    assert job._checked(asked(judge_quality=quality), result, naive(60)).contradicted
+    assert not results.checked(asked(), result, naive(6), quality).contradicted
+    assert results.checked(asked(), result, naive(60), quality).contradicted
 
 
 def test_too_few_hits_say_how_many_more_would_do():
     result = path_result(complied=(0, 0, 0, 2))
     result = dataclasses.replace(result, estimate=dataclasses.replace(result.estimate, identified=np.asarray(False)))
-    checked = job._checked(asked(), result, naive(0))
+    checked = results.checked(asked(), result, naive(0), None)
     assert 0 < checked.settling[1] < 1e8 and "2 compliant rollouts to go by; " in notes(checked)
 
 
@@ -95,7 +96,7 @@ def test_lines_are_doubted_with_and_without_a_correction(quality):
     alpha = np.repeat(procedure.grid, hits.astype(int))
     scores = np.stack([alpha, -14 + 12 * rng.normal(size=len(alpha)), np.full(len(alpha), 4.0)], axis=1)
     done = finished(fit, search, scores, procedure.fit(fit, search))
-    result = job._result(asked("lpe", procedure, judge_quality=quality), done, None)
+    result = result_of(asked("lpe", procedure), done, None, quality)
     assert not bool(result.estimate.identified)
     assert "may be far from straight" in notes(result)
     assert result.estimate.low < procedure.fit(fit, search).low < result.estimate.log10_rate

@@ -1,0 +1,64 @@
+"""How judges that are models are asked, beside which they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from lpe_jax.errors import JudgeError
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """The most that a run may spend on its judge: so many calls, or so much money; None is no bound."""
+
+    calls: int | None = None
+    money: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Of "5000calls", or an amount such as "20" or "12.50".
+
+        Raises:
+          JudgeError: it is neither.
+        """
+        if match := re.fullmatch(r"(\d{1,15}) ?calls?", text):
+            return cls(calls=int(match[1]))
+        if re.fullmatch(r"\d{1,12}(\.\d{1,6})?", text):
+            return cls(money=float(text))
+        raise JudgeError(
+            f"--judge_budget={text} must be a number of calls, as 5000calls, or an amount of money, as 12.50"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeSettings:
+    """What is asked of a judge; each judge takes what concerns it.
+
+    Attributes:
+      template: a rubric's text: a file, or "inspect" for the one of the inspect-evals package; None is our own.
+      key_env: the environment variable that holds the key; None is OPENAI_API_KEY for OpenAI's own address, and no
+        key for others.
+      budget: the most that may be spent.
+      prices: of a million input and output tokens.
+      connections: calls under way at once, at most.
+      timeout: seconds that a call may take.
+      mapping: which fields of a guard model's answer mean that the response complied, a key of
+        lpe_jax.judging.guard.MAPPINGS.
+      batch_size: rows of a judge that runs on this machine's device.
+    """
+
+    template: str | None = None
+    key_env: str | None = None
+    budget: Budget = Budget()
+    prices: tuple[float, float] | None = None
+    connections: int = 64
+    timeout: float = 120.0
+    mapping: str = "refusal"
+    batch_size: int = 16
+
+    def shared(self, processes: int) -> JudgeSettings:
+        """The same for one of several processes, which share the budget."""
+        calls, money = self.budget.calls, self.budget.money
+        mine = Budget(calls and max(calls // processes, 1), money and money / processes)
+        return dataclasses.replace(self, budget=mine)

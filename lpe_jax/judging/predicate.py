@@ -1,19 +1,25 @@
-"""Any Python function as a judge."""
+"""Any Python function as a judge: of one response or of many, called or awaited."""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lpe_jax.errors import JudgeError
-from lpe_jax.judging.base import source_digest, unscored
+from lpe_jax.judging.base import Judge, Meter, RemoteJudge, source_digest, unscored
 from lpe_jax.types import Outcome, Prompt, Verdict
+
+# Names of the parameters of a function that takes lists.
+_MANY = ("prompts", "responses")
+# What is awaited as a list is gathered for so many seconds, and no longer than this.
+_GATHER_SECONDS, _GATHER_MOST = 0.01, 256
 
 
 class PredicateJudge:
@@ -21,7 +27,8 @@ class PredicateJudge:
 
     True is complied, False refused, None unscored, and a Verdict stands as it is. Anything else, a second exception
     included, is unscored with the reason in the fields: a bug in a predicate must not count as a refusal. After the
-    first exception it is asked once more, as what it asks in turn may have failed just then.
+    first exception it is asked once more, as what it asks in turn may have failed just then. A JudgeError passes
+    through: by it a function says that there is no use in going on.
     """
 
     def __init__(self, identity: str, function: Callable[[Prompt, str], Any]):
@@ -29,27 +36,139 @@ class PredicateJudge:
         self._function = function
 
     def __call__(self, items: Sequence[tuple[Prompt, str]]) -> list[Verdict]:
-        return [self._judge(prompt, text) for prompt, text in items]
+        return [verdict_of(_twice(lambda p=p, t=t: self._function(p, t))) for p, t in items]
 
-    def _judge(self, prompt: Prompt, text: str) -> Verdict:
+
+class ManyJudge:
+    """Calls function(prompts, responses) on all items of a call at once; its answers are those of a PredicateJudge, as
+    a list of one each, in order.
+    """
+
+    def __init__(self, identity: str, function: Callable[[list[Prompt], list[str]], Any]):
+        self.identity = identity
+        self._function = function
+
+    def __call__(self, items: Sequence[tuple[Prompt, str]]) -> list[Verdict]:
+        answers = _twice(lambda: self._function([p for p, _ in items], [t for _, t in items]))
+        return [verdict_of(answer) for answer in _one_each(answers, len(items))]
+
+
+class AwaitedJudge:
+    """Awaits function(prompt, text), as many items at once as there may be connections."""
+
+    def __init__(self, identity: str, function: Callable[[Prompt, str], Awaitable[Any]], connections: int):
+        self.identity, self.meter = identity, Meter()
+        self._function, self._connections = function, connections
+
+    async def open(self) -> None:
+        """Nothing can be known before it is asked."""
+
+    async def ask(self, prompt: Prompt, text: str) -> Verdict:
+        """As PredicateJudge."""
+        async with self._free:
+            answer = await self._awaited(prompt, text)
+        return verdict_of(answer)
+
+    async def close(self) -> None:
+        """There is nothing to let go of."""
+
+    @functools.cached_property
+    def _free(self) -> asyncio.Semaphore:
+        return asyncio.Semaphore(self._connections)
+
+    async def _awaited(self, *arguments: Any) -> Any:
         for last in (False, True):
             try:
-                answer = self._function(prompt, text)
-                break
+                answer = await self._function(*arguments)
+                self.meter.add(1, 0, 0)
+                return answer
+            except JudgeError:
+                raise
             except Exception as error:
+                self.meter.failures[type(error).__name__] += 1
                 if last:
-                    return unscored(f"the predicate raised {_in_words(error)}")
-        if isinstance(answer, bool | np.bool_):
-            return Verdict(Outcome.COMPLIED if answer else Outcome.REFUSED)
-        if answer is None:
-            return unscored("the predicate returned None")
-        if isinstance(answer, Verdict) and isinstance(answer.outcome, Outcome):
-            return answer
-        return unscored(f"the predicate returned {repr(answer)[:300]}, neither a bool, None nor a Verdict")
+                    return _raised(error)
+        raise AssertionError
 
 
-def load_predicate(module_name: str, attribute: str) -> PredicateJudge:
+class AwaitedManyJudge(AwaitedJudge):
+    """Awaits function(prompts, responses) on items that were asked for at about the same time."""
+
+    def __init__(self, identity: str, function: Callable[[list[Prompt], list[str]], Awaitable[Any]], connections: int):
+        super().__init__(identity, function, connections)
+        self._gathered: list[tuple[Prompt, str, asyncio.Future[Any]]] = []
+        self._tasks: set[asyncio.Task] = set()
+
+    async def ask(self, prompt: Prompt, text: str) -> Verdict:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._gathered.append((prompt, text, answer))
+        if len(self._gathered) == 1:
+            task = asyncio.ensure_future(self._soon())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return verdict_of(await answer)
+
+    async def _soon(self) -> None:
+        await asyncio.sleep(_GATHER_SECONDS)
+        gathered, self._gathered = self._gathered, []
+        parts = [gathered[i : i + _GATHER_MOST] for i in range(0, len(gathered), _GATHER_MOST)]
+        await asyncio.gather(*(self._part(part) for part in parts))
+
+    async def _part(self, part: Sequence[tuple[Prompt, str, asyncio.Future[Any]]]) -> None:
+        try:
+            async with self._free:
+                answers = await self._awaited([p for p, _, _ in part], [t for _, t, _ in part])
+            for (_, _, future), answer in zip(part, _one_each(answers, len(part)), strict=True):
+                future.set_result(answer)
+        except BaseException as error:
+            for _, _, future in part:
+                if not future.done():
+                    future.set_exception(error)
+
+
+def verdict_of(answer: Any) -> Verdict:
+    """What a predicate's answer means."""
+    if isinstance(answer, bool | np.bool_):
+        return Verdict(Outcome.COMPLIED if answer else Outcome.REFUSED)
+    if answer is None:
+        return unscored("the predicate returned None")
+    if isinstance(answer, Verdict) and isinstance(answer.outcome, Outcome):
+        return answer
+    return unscored(f"the predicate returned {repr(answer)[:300]}, neither a bool, None nor a Verdict")
+
+
+def _twice(call: Callable[[], Any]) -> Any:
+    """call(), a second time if it raises; the verdict that says what it raised then."""
+    for last in (False, True):
+        try:
+            return call()
+        except JudgeError:
+            raise
+        except Exception as error:
+            if last:
+                return _raised(error)
+    raise AssertionError
+
+
+def _raised(error: Exception) -> Verdict:
+    return unscored(f"the predicate raised {_in_words(error)}")
+
+
+def _one_each(answers: Any, n: int) -> list[Any]:
+    """n answers; where there are not as many, nobody knows whose they are."""
+    if isinstance(answers, Verdict):  # what it raised
+        return [answers] * n
+    if isinstance(answers, Sequence | np.ndarray) and not isinstance(answers, str) and len(answers) == n:
+        return list(answers)
+    said = f"{len(answers)} answers" if hasattr(answers, "__len__") else repr(answers)[:100]
+    return [unscored(f"the predicate returned {said} for {n} responses")] * n
+
+
+def load_predicate(module_name: str, attribute: str, connections: int = 64) -> Judge | RemoteJudge:
     """The judge "module:function"; the module is imported, so it runs with all rights of this process.
+
+    A function is called with a lpe_jax.types.Prompt and the response's text; one whose first parameters are named
+    `prompts` and `responses` gets lists of them; one that is async is awaited, at most `connections` calls at once.
 
     The identity holds the sha256 of the module's file and, where that is another, of the file that defines
     the function. What these files import is not covered.
@@ -75,7 +194,18 @@ def load_predicate(module_name: str, attribute: str) -> PredicateJudge:
         function = getattr(function, name)
     if not callable(function):
         raise JudgeError(f"judge {spec!r}: {attribute} is not callable but a {type(function).__name__}")
-    return PredicateJudge(f"{spec}@{source_digest(_source_files(spec, module, function))}", function)
+    identity = f"{spec}@{source_digest(_source_files(spec, module, function))}"
+    many = _takes_many(function)
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+        return (AwaitedManyJudge if many else AwaitedJudge)(identity, function, connections)
+    return (ManyJudge if many else PredicateJudge)(identity, function)
+
+
+def _takes_many(function: Callable) -> bool:
+    try:
+        return tuple(inspect.signature(function).parameters)[:2] == _MANY
+    except (TypeError, ValueError):  # built in: nothing is known of it
+        return False
 
 
 def _source_files(spec: str, module: Any, function: Any) -> list[Path]:

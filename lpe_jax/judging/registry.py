@@ -87,7 +87,7 @@ def make_judge(spec: str, settings: JudgeSettings | None = None) -> AnyJudge:
     if before in KINDS and colon and after:
         return KINDS[before](after, settings)
     if colon:
-        return load_predicate(before, after)
+        return load_predicate(before, after, settings.connections)
     raise JudgeError(
         f"judge {spec!r} is not known; choose {', '.join(sorted(JUDGES))}, {', '.join(f'{k}:…' for k in KINDS)}, or "
         "module:function for a Python predicate of your own"

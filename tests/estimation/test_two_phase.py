@@ -3,8 +3,11 @@ import math
 import numpy as np
 import pytest
 
+from lpe_jax.estimation.imputation import with_judge_error
 from lpe_jax.estimation.intervals import clopper_pearson_log10
-from lpe_jax.estimation.two_phase import Audit, audited_rate
+from lpe_jax.estimation.registry import ESTIMATORS
+from lpe_jax.estimation.two_phase import Audit, audited_rate, phase_audit, phase_quality
+from lpe_jax.types import Counts
 
 
 def test_point_is_the_stratified_rate():
@@ -56,3 +59,89 @@ def test_impossible_audits_are_refused_in_words():
         audited_rate(3, 100, Audit(5, 5, 5, 0))
     with pytest.raises(ValueError, match="negatives must be some of the 97 judged refused"):
         audited_rate(3, 100, Audit(3, 3, 98, 0))
+
+
+def phases(n, rate, sensitivity, false_alarm, audit, rng):
+    """What two judges in a row say of n rollouts, the second being right."""
+    true = rng.binomial(n, rate)
+    right, wrong = rng.binomial(true, sensitivity), rng.binomial(n - true, false_alarm)
+    caught = rng.binomial(true - right, audit)
+    cleared = rng.binomial(n - true - wrong, audit)
+    return {
+        ("complied", "complied"): right,
+        ("complied", "refused"): wrong,
+        ("refused", "complied"): caught,
+        ("refused", "refused"): cleared,
+        ("refused", None): n - right - wrong - caught - cleared,
+    }
+
+
+def test_phases_as_an_audit():
+    said = {
+        ("complied", "complied"): 30,
+        ("complied", "refused"): 12,
+        ("unscored", "complied"): 2,
+        ("unscored", "refused"): 3,
+        ("refused", "complied"): 1,
+        ("refused", "refused"): 9,
+        ("refused", None): 900,
+        # In no count: nobody knows what they were.
+        ("complied", "unscored"): 5,
+        ("refused", "unscored"): 4,
+    }
+    complied, scored, audit = phase_audit(said)
+    assert (complied, scored) == (47, 957) and audit == Audit(47, 32, 10, 1)
+    rate, _, _ = audited_rate(complied, scored, audit)
+    assert 10**rate == pytest.approx((32 + 910 / 10) / 957)
+    assert phase_audit({})[:2] == (0, 0)
+
+
+def test_coverage_of_two_judges_in_a_row():
+    """1,000 runs with 4 audited misses expected: 93 to 97 % covered, and each side missed at most 4 % (2.5 meant; three
+    standard errors are 1.5), by 30 times fewer looks than at all rollouts."""
+    rng, n, rate = np.random.default_rng(5), 1_000_000, 1e-3
+    said = [phases(n, rate, 0.8, 0.01, 0.02, rng) for _ in range(1000)]
+    looks = [sum(count for (_, second), count in of.items() if second) for of in said]
+    assert n / max(looks) > 30
+    complied, scored, audits = zip(*map(phase_audit, said), strict=True)
+    audit = Audit(*(np.array([getattr(a, f) for a in audits]) for f in vars(audits[0])))
+    _, low, high = (np.asarray(x) for x in audited_rate(np.array(complied), np.array(scored), audit))
+    truth = math.log10(rate)
+    assert 0.93 < ((low <= truth) & (truth <= high)).mean() < 0.975
+    assert (high < truth).mean() < 0.04 and (low > truth).mean() < 0.04
+
+
+def test_quality_of_two_judges_in_a_row():
+    """Found of all that complied, known about as well as the misses that the audit caught are."""
+    said = {
+        ("complied", "complied"): 900,
+        ("refused", "complied"): 4,
+        ("refused", "refused"): 396,
+        ("refused", None): 3600,
+    }
+    quality = phase_quality(said)
+    hits, total = float(quality.sensitivity_hits), float(quality.sensitivity_total)
+    assert hits / total == pytest.approx(904 / (900 + 4 * 4000 / 400))
+    assert total - hits == 4 and float(quality.false_alarms) == 0
+    assert quality.shares()[0] == pytest.approx(0.96, abs=0.01) and quality.shares()[1] < 1e-11
+    # All audited: nothing is missed. Nothing of the refused complied: hardly anything can be.
+    everything = phase_quality(said | {("refused", None): 0})
+    assert float(everything.sensitivity_hits) == float(everything.sensitivity_total) == 904
+    none = phase_quality(said | {("refused", "complied"): 0, ("refused", "refused"): 400})
+    assert float(none.sensitivity_hits) == float(none.sensitivity_total) == pytest.approx(100)
+
+
+def test_lines_are_corrected_for_what_the_first_judge_misses():
+    """It misses a third at every alpha: rates come out a sixth of a decade higher, as they are."""
+    rng, alphas = np.random.default_rng(2), np.array([0.8, 0.6, 0.4, 0.2])
+    rates, counts, said = 10.0 ** (-4 * alphas), [], {}
+    for rate in rates:
+        of = phases(20_000, rate, 2 / 3, 0.01, 0.1, rng)
+        counts.append(of["complied", "complied"] + of["refused", "complied"])
+        said = {key: said.get(key, 0) + of[key] for key in of}
+    judged = Counts(alphas[None], np.full((1, 4), 20_000.0), np.array([counts], float))
+    corrected = with_judge_error(ESTIMATORS["line"], judged, None, phase_quality(said), draws=40)
+    plain = ESTIMATORS["line"](judged, None)
+    gain = float(corrected.log10_rate[0] - plain.log10_rate[0])
+    assert gain == pytest.approx(math.log10(1 / (2 / 3 + 0.1 / 3)), abs=0.03)
+    assert corrected.low[0] < -4 < corrected.high[0]

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -32,10 +33,24 @@ OWN = {
     "naive": ["--n_naive=20"],
 }
 JUDGE = """
+import asyncio
+
 def even(prompt, response):
     if not response:
         return None
     return len(response.encode()) % 2 == 0
+
+async def later(prompt, response):
+    # The same answers, a moment later.
+    await asyncio.sleep(0.002)
+    return even(prompt, response)
+
+def longish(prompt, response):
+    # A screen for `even` that raises too much, and misses short ones.
+    return len(response.encode()) > 14
+
+def always(prompts, responses):
+    return [True] * len(responses)
 """
 
 
@@ -147,6 +162,56 @@ def test_rates_corrected_for_a_judge_that_errs(place, here):
     assert "judge_quality" not in json.loads((place / "taken" / "run.json").read_text())["settings"]
     other = here(*naive, "--out=corrected", cwd=place)
     assert other.returncode == 2 and "judge_quality" in other.stderr
+
+
+@pytest.mark.parametrize("method", ["lpe", "naive"])
+def test_a_judge_that_is_waited_for_gives_the_same_table(place, here, method):
+    """However late and in whichever order verdicts come; and where it stops, it goes on."""
+    tables = []
+    for judge in ("even", "later"):
+        done = here(*flags(place, method, judge=f"parity:{judge}"), "--nofigures", f"--out={method}-{judge}", cwd=place)
+        assert done.returncode == 0, done.stderr
+        tables.append(estimates(place / f"{method}-{judge}"))
+    assert tables[0] == tables[1]
+    assert "judge parity:later@" in done.stdout and " calls, 0 input" in done.stdout
+
+
+def test_two_judges_in_a_row(place, here):
+    """The second's word counts where it was asked; naive rates are by both, and say so."""
+    spec = "screen:parity:longish,confirm:parity:later,audit=0.3"
+    done = here(*flags(place, "naive", judge=spec), "--nofigures", "--out=two-judges", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "x fewer than all" in done.stdout and "agreement beyond chance (κ)" in done.stdout
+    ledger = sqlite3.connect(place / "two-judges" / "verdicts.sqlite")
+    verdicts = {judge[:13]: n for judge, n in ledger.execute("select judge, count(*) from verdicts group by judge")}
+    ledger.close()
+    assert set(verdicts) == {"parity:longis", "parity:later@"} and verdicts["parity:later@"] < verdicts["parity:longis"]
+    for row in estimates(place / "two-judges"):
+        assert "corrected for the judge's errors" in row["note"]
+        assert 0 <= float(row["low"]) <= float(row["rate"]) <= float(row["high"]) <= 1
+    # All audited: the second judge alone.
+    spec = "screen:parity:longish,confirm:parity:even,audit=1"
+    assert here(*flags(place, "naive", judge=spec), "--nofigures", "--out=all-audited", cwd=place).returncode == 0
+    assert here(*flags(place, "naive"), "--nofigures", "--out=second-alone", cwd=place).returncode == 0
+    for two, one in zip(*(estimates(place / out) for out in ("all-audited", "second-alone")), strict=True):
+        assert (two["complied"], two["refused"]) == (one["complied"], one["refused"])
+        assert float(two["rate"]) == pytest.approx(float(one["rate"]))
+
+
+def test_two_judges_in_a_row_along_the_path(place, here):
+    spec = "screen:parity:longish,confirm:parity:later,audit=0.3"
+    done = here(*flags(place, "lpe", judge=spec), "--nofigures", "--out=two-lpe", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "x fewer than all" in done.stdout
+    assert all("corrected for the judge's errors" in row["note"] for row in estimates(place / "two-lpe"))
+    assert "nothing to do" in here(*flags(place, "lpe", judge=spec), "--nofigures", "--out=two-lpe", cwd=place).stdout
+
+
+def test_a_judge_that_always_says_the_same_is_pointed_out(place, here):
+    for method in ("lpe", "naive"):
+        done = here(*flags(place, method, judge="parity:always"), "--nofigures", f"--out=always-{method}", cwd=place)
+        assert done.returncode == 0, done.stderr
+        assert "warning: the judge called every one of" in done.stdout
 
 
 def test_the_path_method_estimates_prompts_together(place, here):

@@ -1,6 +1,7 @@
 """Judges by name, Python predicates, and the contract of a batch."""
 
 import itertools
+import sys
 import textwrap
 
 import numpy as np
@@ -8,9 +9,12 @@ import pytest
 
 from lpe_jax.errors import JudgeError
 from lpe_jax.judging import registry
+from lpe_jax.judging.base import RemoteJudge
+from lpe_jax.judging.desk import Desk, Item
 from lpe_jax.judging.predicate import PredicateJudge
 from lpe_jax.judging.registry import judge_rollouts, make_judge
 from lpe_jax.judging.rules import RuleJudge
+from lpe_jax.judging.settings import JudgeSettings
 from lpe_jax.types import Message, Outcome, Prompt, Verdict
 
 PROMPT = Prompt("a", (Message("user", "How do I fold a boat?"),), "crafts")
@@ -115,6 +119,84 @@ def test_what_fails_once_is_asked_once_more():
 
     verdicts = PredicateJudge("p", second_time)([(PROMPT, "x"), (PROMPT, "y")])
     assert [v.outcome for v in verdicts] == [Outcome.COMPLIED] * 2 and asked == ["x", "x", "y", "y"]
+
+
+def test_a_function_that_sees_no_use_in_going_on():
+    def closed(prompt, text):
+        raise JudgeError("no key")
+
+    with pytest.raises(JudgeError, match="no key"):
+        PredicateJudge("p", closed)([(PROMPT, "x")])
+
+
+MANY = """
+    asked = []
+    {async_}def f(prompts, responses):
+        asked.append(list(responses))
+        if responses[0] == "raise":
+            raise ValueError("broken")
+        return [None if r == "?" else r == "1" for r in responses][: 2 if "short" in responses else None]
+"""
+
+
+@pytest.mark.parametrize("async_", ["", "async "])
+def test_functions_of_many(module, async_):
+    name = module(MANY.format(async_=async_))
+    judge = make_judge(f"{name}:f")
+    assert isinstance(judge, RemoteJudge) == bool(async_)
+    with Desk(judge, thinking=False) as desk:
+        verdicts = desk([Item(PROMPT, text) for text in ("1", "0", "?")])
+        assert [str(v.outcome) for v in verdicts] == ["complied", "refused", "unscored"]
+        assert sys.modules[name].asked == [["1", "0", "?"]]
+        verdicts = desk([Item(PROMPT, text) for text in ("short", "1", "0")])
+        assert {v.fields["reason"] for v in verdicts} == {"the predicate returned 2 answers for 3 responses"}
+        verdicts = desk([Item(PROMPT, text) for text in ("raise", "2")])
+        assert {v.fields["reason"] for v in verdicts} == {"the predicate raised ValueError: broken"}
+        assert desk([]) == []
+
+
+def test_an_awaited_function_is_asked_many_times_at_once(module):
+    name = module(
+        """
+        import asyncio
+
+        now, most = 0, 0
+
+        async def f(prompt, response):
+            global now, most
+            now += 1
+            most = max(most, now)
+            await asyncio.sleep(0.01)
+            now -= 1
+            return response[0] == "1"
+        """
+    )
+    judge = make_judge(f"{name}:f", JudgeSettings(connections=8))
+    with Desk(judge, thinking=False) as desk:
+        verdicts = desk([Item(PROMPT, f"{i % 2} {i}") for i in range(40)])
+        assert [str(v.outcome) for v in verdicts] == ["refused", "complied"] * 20
+    assert sys.modules[name].most == 8 and judge.meter.calls == 40
+
+
+def test_an_awaited_function_that_raises(module):
+    name = module(
+        """
+        calls = 0
+
+        async def f(prompt, response):
+            global calls
+            calls += 1
+            if response == "once" and calls == 1:
+                raise TimeoutError
+            if response == "always":
+                raise ValueError("broken")
+            return True
+        """
+    )
+    with Desk(make_judge(f"{name}:f"), thinking=False) as desk:
+        assert [str(v.outcome) for v in desk([Item(PROMPT, "once")])] == ["complied"]
+        (verdict,) = desk([Item(PROMPT, "always")])
+        assert verdict.fields == {"reason": "the predicate raised ValueError: broken"}
 
 
 def test_identity_follows_the_source(module, tmp_path):

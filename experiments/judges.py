@@ -1,4 +1,4 @@
-"""The flags that say how a judge that is a model is asked, for programs that judge."""
+"""The flags that say who judges and how a judge that is a model is asked, for programs that judge."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from absl import flags
 
 FLAGS = flags.FLAGS
 
+flags.DEFINE_string(
+    "judge",
+    None,
+    "Who decides what complied: rules, tiny, phrases:LIST, openai:MODEL, http://HOST/v1#MODEL, jax:CHECKPOINT, "
+    "module:function, or screen:A,confirm:B,audit=0.01 of two of them. Default: the embedded pair's exact rule, else "
+    "rules.",
+)
 flags.DEFINE_string(
     "judge_template",
     None,

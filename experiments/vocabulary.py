@@ -37,13 +37,6 @@ flags.DEFINE_string(
     "out", None, "Run folder. Default: runs/<program>-<hash of the settings>, so that the same command finds its run."
 )
 flags.DEFINE_integer("seed", 0, "Seed of every rollout.", lower_bound=0, upper_bound=2**32 - 1)
-flags.DEFINE_string(
-    "judge",
-    None,
-    "Who decides what complied: rules, tiny, phrases:LIST, openai:MODEL, http://HOST/v1#MODEL, jax:CHECKPOINT, "
-    "module:function, or screen:A,confirm:B,audit=0.01 of two of them. Default: the embedded pair's exact rule, else "
-    "rules.",
-)
 flags.DEFINE_boolean(
     "thinking", False, "Render prompts with the chat template's thinking mode; only text after </think> is judged."
 )

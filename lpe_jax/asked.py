@@ -22,6 +22,7 @@ from lpe_jax.judging.settings import JudgeSettings
 from lpe_jax.loading import Loaded, checkpoint_stamp, dtype_of, load, make_mesh, split_cpu
 from lpe_jax.prompts import chat
 from lpe_jax.prompts.readers import read_prompts
+from lpe_jax.records.prompts import prompts_digest
 from lpe_jax.tiny import world_folder
 from lpe_jax.tiny.truth import Truth, read_truth, truth_fits, truth_sampling
 from lpe_jax.types import Prompt
@@ -168,10 +169,9 @@ class Asked:
         """The flags with what they name: the same command over edited prompts, another judge or changed checkpoint
         files is another job. Plain JSON values, so that they compare with those of a run's record.
         """
-        texts = [dataclasses.asdict(prompt) for prompt in prompts]
         named = {
             "judge_identity": judge.identity,
-            "prompt_texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+            "prompt_texts": prompts_digest(prompts),
             "checkpoints": [checkpoint_stamp(source) for source in self.sources],
         }
         return json.loads(json.dumps({**flags, **named}))

@@ -28,6 +28,7 @@ from lpe_jax.models.pair import describe_sharing
 from lpe_jax.processes import ALONE, Processes
 from lpe_jax.records.files import write_whole
 from lpe_jax.records.ledger import Ledger
+from lpe_jax.records.prompts import write_prompts
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.records.run import Run, check_folder, read_run, settings_hash
 from lpe_jax.reporting import figures, table
@@ -156,6 +157,7 @@ def _run(
     flagfile += "".join(f"--{name}={value}\n" for name, value in resolved.items())
     with processes.open(folder, settings, asked, flagfile) as opened:
         if processes.first:
+            write_prompts(folder, prompts)
             for note in (describe_sharing(loaded.pair), *loaded.notes, *_warnings(job, sampling)):
                 print(note)
             shared = "" if processes.count == 1 else f" shared by {processes.count} processes"

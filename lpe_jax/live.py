@@ -48,20 +48,64 @@ class Finished:
 
 
 @dataclasses.dataclass
+class Tally:
+    """What has been judged of a prompt's rollouts so far, as Finished has it."""
+
+    outcomes: Counter[Outcome] = dataclasses.field(default_factory=Counter)
+    tokens: int = 0
+    scores: list[tuple[float, int, float, float]] = dataclasses.field(default_factory=list)
+    reasons: Counter[str] = dataclasses.field(default_factory=Counter)
+    phases: Counter[tuple[str, str | None]] = dataclasses.field(default_factory=Counter)
+
+    def add(self, rollout: Rollout, verdict: Verdict) -> None:
+        """Counts one more."""
+        self.outcomes[verdict.outcome] += 1
+        self.tokens += len(rollout.tokens)
+        if verdict.outcome is Outcome.UNSCORED:
+            self.reasons[str(verdict.fields.get("reason", "no reason given"))] += 1
+        if verdict.outcome is Outcome.COMPLIED:
+            self.scores.append((rollout.alpha, rollout.index, rollout.path_score, rollout.path_variance))
+        if "screen" in verdict.fields:
+            self.phases[verdict.fields["screen"], verdict.fields["confirm"]] += 1
+
+    def finished(
+        self, prompt: Prompt, estimate: Estimate, fit: Counts, search: Counts | None, drawn: np.ndarray
+    ) -> Finished:
+        """All of it, and what it was estimated to be."""
+        outcomes = {outcome: self.outcomes[outcome] for outcome in Outcome}
+        # In an order of their own, as sums round by it: rollouts finish in another one when a run is resumed.
+        scores = np.array([(alpha, *rest) for alpha, _, *rest in sorted(self.scores)]).reshape(-1, 3)
+        rollouts = sum(outcomes.values())
+        kept = self.tokens, scores, drawn, self.reasons, self.phases
+        return Finished(prompt, estimate, fit, search, outcomes, rollouts, *kept)
+
+
+@dataclasses.dataclass
 class _Progress:
     """A prompt under way: the procedure's state and the order it waits for."""
 
     state: Any
-    outcomes: Counter
     taken: np.ndarray  # [A] rollouts asked for so far at each alpha
-    tokens: int = 0
-    scores: list[tuple[float, int, float, float]] = dataclasses.field(default_factory=list)
+    tally: Tally = dataclasses.field(default_factory=Tally)
     draw: Draw | None = None
     waiting: int = 0
     scored: int = 0
     complied: int = 0
-    reasons: Counter[str] = dataclasses.field(default_factory=Counter)
-    phases: Counter[tuple[str, str | None]] = dataclasses.field(default_factory=Counter)
+
+
+def tag(alpha: float, index: int) -> str:
+    """What tells rollouts of one prompt apart, for a judge."""
+    return f"{alpha!r}/{index}"
+
+
+def tag_of(rollout: Rollout) -> str:
+    """A rollout's tag."""
+    return tag(rollout.alpha, rollout.index)
+
+
+def item_of(prompt: Prompt, rollout: Rollout) -> Item:
+    """A rollout as a judge is given it."""
+    return Item(prompt, rollout.text, tag_of(rollout))
 
 
 def run(
@@ -90,7 +134,7 @@ def run(
     grid = [float(alpha) for alpha in procedure.grid]
     none = np.zeros(len(grid), int)
     had = {p.id: none if spoken_for is None else spoken_for[p.id] for p in prompts}
-    progress = {p.id: _Progress(steps.init(), Counter(), had[p.id].copy()) for p in prompts}
+    progress = {p.id: _Progress(steps.init(), had[p.id].copy()) for p in prompts}
     # Ranges, as a naive order can be a hundred thousand rollouts of each prompt.
     queue: deque[tuple[str, int, range]] = deque()
 
@@ -112,24 +156,8 @@ def run(
         cell, n = int(at.draw.cell), int(at.draw.n)
         if n == 0:
             estimate, (fit, search) = steps.result(at.state)
-            outcomes = {outcome: at.outcomes[outcome] for outcome in Outcome}
-            # In an order of their own, as sums round by it: rollouts finish in another one when a run is resumed.
-            scores = np.array([(alpha, *rest) for alpha, _, *rest in sorted(at.scores)]).reshape(-1, 3)
-            rollouts = sum(outcomes.values())
             drawn = at.taken - had[prompt_id]
-            return Finished(
-                by_id[prompt_id],
-                estimate,
-                fit,
-                search,
-                outcomes,
-                rollouts,
-                at.tokens,
-                scores,
-                drawn,
-                at.reasons,
-                at.phases,
-            )
+            return at.tally.finished(by_id[prompt_id], estimate, fit, search, drawn)
         first = int(at.taken[cell])
         queue.append((prompt_id, cell, range(first, first + n)))
         at.taken[cell] += n
@@ -140,17 +168,10 @@ def run(
         """Counts verdicts and lets the prompts go on whose orders they complete."""
         for rollout, verdict in zip(rollouts, verdicts, strict=True):
             at = progress[rollout.prompt_id]
-            at.outcomes[verdict.outcome] += 1
-            at.tokens += len(rollout.tokens)
+            at.tally.add(rollout, verdict)
             at.waiting -= 1
             at.scored += verdict.outcome is not Outcome.UNSCORED
-            if verdict.outcome is Outcome.UNSCORED:
-                at.reasons[str(verdict.fields.get("reason", "no reason given"))] += 1
-            if "screen" in verdict.fields:
-                at.phases[verdict.fields["screen"], verdict.fields["confirm"]] += 1
-            if verdict.outcome is Outcome.COMPLIED:
-                at.complied += 1
-                at.scores.append((rollout.alpha, rollout.index, rollout.path_score, rollout.path_variance))
+            at.complied += verdict.outcome is Outcome.COMPLIED
             if at.waiting == 0:
                 at.state = steps.update(at.state, at.draw, at.scored, at.complied)
                 if (result := advance(rollout.prompt_id)) is not None:
@@ -158,7 +179,7 @@ def run(
 
     def handle(rollouts: Sequence[Rollout]) -> None:
         """Hands rollouts to the judge."""
-        verdicts = judge([Item(by_id[r.prompt_id], r.text, f"{r.alpha!r}/{r.index}") for r in rollouts])
+        verdicts = judge([item_of(by_id[r.prompt_id], r) for r in rollouts])
         if verdicts.done():
             settle(rollouts, verdicts.result())
         else:

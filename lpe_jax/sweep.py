@@ -18,6 +18,7 @@ from lpe_jax.judging.cascade import AnyJudge
 from lpe_jax.judging.desk import Desk, Item
 from lpe_jax.processes import ALONE, Processes
 from lpe_jax.records.bank import BankStore
+from lpe_jax.records.prompts import write_prompts
 from lpe_jax.records.run import check_folder, read_run, settings_hash
 from lpe_jax.reporting.judges import cascade_words, judging_words
 from lpe_jax.shards import by_rows, by_tree, describe
@@ -145,6 +146,7 @@ def _run(
         store = BankStore(folder, processes.index)
         mine = processes.share(range(len(prompts)))
         if processes.first:
+            write_prompts(folder, prompts)
             if store.entries:
                 print(f"going on from {len(store.entries)} prompts already drawn")
             how = "sharing prefixes" if sweep.tree else f"in batches of {sweep.rows}"

@@ -15,7 +15,20 @@ ROOMS = ["prompts", "models", "decoding", "planning", "judging", "estimation", "
 OPEN_TO_ALL = {"types", "errors", "version", "machine", "records"}
 PACKAGE = ROOT / "lpe_jax"
 # What joins the rooms; none of them imports any of these.
-BESIDE = {"live", "job", "loading", "asked", "sweep", "shards", "together", "results", "processes", "plan", "benchmark"}
+BESIDE = {
+    "live",
+    "job",
+    "rejudge",
+    "loading",
+    "asked",
+    "sweep",
+    "shards",
+    "together",
+    "results",
+    "processes",
+    "plan",
+    "benchmark",
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -130,11 +130,26 @@ def phase_quality(phases: Mapping[tuple[str, str | None], float]) -> JudgeQualit
     (b + m) c / (N - c) hits and m misses. Counts are shares of rollouts then, and not whole.
     """
     complied, scored, audit = phase_audit(phases)
-    refused, seen, missed = scored - complied, audit.negatives, audit.negatives_complied
-    found = audit.positives_complied + missed
-    unseen = refused - seen
-    hits = found * (seen / unseen if unseen > 0 else 1.0)
-    total = hits + (missed if unseen > 0 else 0.0)
+    seen, missed = audit.negatives, audit.negatives_complied
+    found, unseen = audit.positives_complied + missed, scored - complied - audit.negatives
+    hits, misses = (found * seen / unseen, missed) if unseen > 0 else (found, 0.0)
     # As jax numbers: they are shares of rollouts, and need not be whole.
-    one = jnp.asarray(_CERTAIN)
-    return JudgeQuality(jnp.asarray(float(hits)), jnp.asarray(float(total)), one, one)
+    right, of, certain = (jnp.asarray(float(x)) for x in (hits, hits + misses, _CERTAIN))
+    return JudgeQuality(right, of, certain, certain)
+
+
+def audit_quality(complied: float, scored: float, audit: Audit) -> tuple[int, int, int, int]:
+    """The fields of a JudgeQuality, for a judge whose answers were sampled for an audit; whole rollouts, on the host.
+
+    Of `scored` rollouts it called `complied` compliant. Each kind of error is known about as well as the few that the
+    audit found of it, so what complied is scaled to the share of refusals that were audited and stands beside the
+    misses among those; and likewise what was cleared beside false alarms. Of the audited rollouts themselves
+    `audited_rate` says more.
+    """
+    positives, negatives = max(complied, 1.0), max(scored - complied, 1.0)
+    seen_positives, seen_negatives = audit.positives / positives, audit.negatives / negatives
+    wrong, missed = audit.positives - audit.positives_complied, audit.negatives_complied
+    found = audit.positives_complied / max(audit.positives, 1) * positives
+    cleared = (1.0 - missed / max(audit.negatives, 1)) * negatives
+    hits, right = round(found * seen_negatives), round(cleared * seen_positives)
+    return hits, hits + int(missed), right, right + int(wrong)

@@ -107,15 +107,19 @@ class Desk:
 
     def close(self) -> None:
         """Lets what is under way end, for a moment, and goes."""
-        for judge in self.remote:
-            self._loop.submit(judge.close())
-        self._loop.close(_GRACE)
+        self._loop.close(_GRACE, [judge.close for judge in self.remote])
 
     def __enter__(self) -> Desk:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def remembered_as(identity: str, thinking: bool, reasoning: bool = False) -> str:
+    """What a ledger knows a judge by: what is cut away before judging decides verdicts too."""
+    how = "all" if reasoning else f"text@{source_digest([Path(text.__file__)])}"
+    return f"{identity};thinking={thinking};{how}"
 
 
 class _Remembered:
@@ -126,9 +130,7 @@ class _Remembered:
         self._loop, self._thinking, self._reasoning = loop, thinking, reasoning
         self._ledger: Ledger | None = None
         self._scored, self._unscored = False, 0
-        # What is cut away before judging decides verdicts too.
-        how = "all" if reasoning else f"text@{source_digest([Path(text.__file__)])}"
-        self.identity = f"{judge.identity};thinking={thinking};{how}"
+        self.identity = remembered_as(judge.identity, thinking, reasoning)
         self._lock = threading.Lock()
         self._asked: dict[Key, Future[Verdict]] = {}  # and not answered yet
         self._fresh: dict[Key, Verdict] = {}  # and not on disk yet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -26,22 +26,24 @@ class Loop:
             self._thread.start()
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def close(self, seconds: float) -> None:
-        """Gives what is under way so many seconds to end, and ends the rest."""
+    def close(self, seconds: float, last: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()) -> None:
+        """Gives what is under way so many seconds to end, ends the rest, and awaits what comes last."""
         if self._loop is None:
             return
-        self.submit(self._end(seconds)).result()
+        self.submit(self._end(seconds, last)).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
         self._loop = None
 
     @staticmethod
-    async def _end(seconds: float) -> None:
+    async def _end(seconds: float, last: Sequence[Callable[[], Coroutine[Any, Any, None]]]) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         if others:
             _, late = await asyncio.wait(others, timeout=seconds)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+        for end in last:
+            await end()
         await asyncio.get_running_loop().shutdown_default_executor()

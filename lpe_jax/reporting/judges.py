@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lpe_jax.estimation.two_phase import phase_audit
+from lpe_jax.estimation.intervals import clopper_pearson
+from lpe_jax.estimation.two_phase import Audit, audit_quality, phase_audit
+from lpe_jax.judging.labels import Validation
 from lpe_jax.judging.settings import JudgeSettings
 from lpe_jax.reporting.table import PromptResult
 from lpe_jax.reporting.text import format_rate
+from lpe_jax.types import Outcome
 
 if TYPE_CHECKING:
     from lpe_jax.judging.desk import Desk
@@ -86,6 +90,70 @@ def cascade_words(phases: Mapping[tuple[str, str | None], int]) -> list[str]:
     if scored >= _FEW and not kappa > _POOR:
         found.append("warning: the two judges hardly agree more than by chance; look at both before believing either")
     return found
+
+
+def agreement_words(one: Mapping[Any, Outcome], other: Mapping[Any, Outcome], name: str, least: int = 1) -> list[str]:
+    """How a judge agrees with an earlier one, `name`, where both have scored.
+
+    Args:
+      one, other: the earlier judge's outcomes and the new one's, by whatever tells rollouts apart.
+      least: fewer rollouts in common say nothing.
+    """
+    both = Counter(
+        (one[key], other[key]) for key in one.keys() & other.keys() if Outcome.UNSCORED not in (one[key], other[key])
+    )
+    total = sum(both.values())
+    if total < least:
+        return []
+    yes, no = Outcome.COMPLIED, Outcome.REFUSED
+    table = (both[yes, yes], both[no, yes]), (both[yes, no], both[no, no])
+    return [
+        f"against {name}, on {total:,} rollouts that both scored: both compliant {both[yes, yes]:,}, both refused "
+        f"{both[no, no]:,}, compliant by this one alone {both[no, yes]:,}, by that one alone {both[yes, no]:,}; "
+        f"agreement beyond chance (κ) {_number(_kappa(table))}"
+    ]
+
+
+def validation_words(found: Validation, totals: tuple[int, int] | None, other: bool = False) -> list[str]:
+    """How a judge does on responses that a person has labelled, and how that is passed on.
+
+    Args:
+      totals: of all rollouts that the labelled ones were drawn from by this judge's own word, how many it called
+        compliant and how many it scored; None where they were drawn whatever it said.
+      other: they were drawn by another judge's word.
+    """
+    yes, no = found.hits + found.misses, found.alarms + found.cleared
+    lines = [f"held against {yes + no:,} labels, {found.unscored:,} more unscored:"]
+    if totals is None:
+        lines += [
+            f"  of {yes:,} that comply it found {_counted(found.hits, yes)}",
+            f"  of {no:,} that refuse it cleared {_counted(found.cleared, no)}",
+        ]
+        if other:
+            lines.append("the labels were drawn by another judge's word, so these shares are not those of all rollouts")
+            return lines
+        quality = found.hits, yes, found.cleared, no
+    else:
+        raised, refused = found.hits + found.alarms, found.misses + found.cleared
+        lines += [
+            f"  of {raised:,} that it calls compliant comply {_counted(found.hits, raised)}",
+            f"  of {refused:,} that it calls refused refuse {_counted(found.cleared, refused)}",
+        ]
+        quality = audit_quality(*totals, Audit(raised, found.hits, refused, found.misses))
+    if quality[1] and quality[3]:
+        hits, of, right, total = quality
+        lines.append(f"to correct rates for it: --judge_sensitivity={hits}/{of} --judge_specificity={right}/{total}")
+    else:
+        lines.append("too few labels of one kind to correct rates by")
+    return lines
+
+
+def _counted(hits: int, total: int) -> str:
+    """A count, its share and the share's exact 95 % interval."""
+    if not total:
+        return "0"
+    low, high = (100 * float(end) for end in clopper_pearson(hits, total))
+    return f"{hits:,}, {100 * hits / total:.3g} % [{low:.3g}, {high:.3g}]"
 
 
 def verdict_words(results: Iterable[PromptResult]) -> list[str]:

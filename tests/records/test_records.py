@@ -12,6 +12,7 @@ import pytest
 from lpe_jax.errors import RunError
 from lpe_jax.records import files, rollouts
 from lpe_jax.records.ledger import Key, Ledger
+from lpe_jax.records.prompts import prompts_digest, read_prompts, write_prompts
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.records.run import Run, settings_hash
 from lpe_jax.types import Message, Outcome, Prompt, Rollout, Verdict
@@ -268,3 +269,23 @@ def test_a_ledger_learns_what_others_know(tmp_path):
     (tmp_path / "odd.sqlite").write_text("not a database, and long enough to be looked at" * 50)
     with pytest.raises(RunError, match="odd.sqlite cannot be read"):
         own.learn([tmp_path / "odd.sqlite"])
+
+
+def test_prompts_are_kept_whole(tmp_path):
+    prompts = [
+        Prompt("a", (Message("user", "fold\na boat\u2028"),), "crafts"),
+        Prompt("ä", (Message("system", "x"), Message("user", "y"))),
+    ]
+    write_prompts(tmp_path, prompts)
+    assert read_prompts(tmp_path, prompts_digest(prompts)) == prompts
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(path.read_text().replace("boat", "coat"))
+    with pytest.raises(RunError, match="these are not the prompts that run.json tells of"):
+        read_prompts(tmp_path, prompts_digest(prompts))
+    for text in ("{", '{"id": "a"}\n', "[]\n"):
+        path.write_text(text)
+        with pytest.raises(RunError, match="is damaged"):
+            read_prompts(tmp_path, prompts_digest(prompts))
+    path.unlink()
+    with pytest.raises(RunError, match="is missing"):
+        read_prompts(tmp_path, prompts_digest(prompts))

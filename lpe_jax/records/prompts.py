@@ -1,0 +1,48 @@
+"""The prompts of a run, kept beside its rollouts: what was asked, for whoever judges or reads them later."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from lpe_jax.errors import RunError
+from lpe_jax.records.files import write_whole
+from lpe_jax.types import Message, Prompt
+
+NAME = "prompts.jsonl"
+
+
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
+    """sha256 of all that a prompt is, in order."""
+    return hashlib.sha256(json.dumps([dataclasses.asdict(prompt) for prompt in prompts]).encode()).hexdigest()
+
+
+def write_prompts(folder: Path, prompts: Sequence[Prompt]) -> None:
+    """Puts them in a run folder, whole or not at all."""
+    lines = [json.dumps(dataclasses.asdict(prompt)) + "\n" for prompt in prompts]
+    write_whole(folder / NAME, lambda path: path.write_text("".join(lines), encoding="utf-8"))
+
+
+def read_prompts(folder: Path, expected: str) -> list[Prompt]:
+    """The prompts of a run folder.
+
+    Args:
+      expected: their digest, as the run's record has it.
+
+    Raises:
+      RunError: they are not there, or are not those.
+    """
+    path = folder / NAME
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        prompts = [Prompt(row["id"], tuple(Message(**m) for m in row["messages"]), row["category"]) for row in rows]
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing; the folder does not say what was asked") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError(f"{path} is damaged") from None
+    if prompts_digest(prompts) != expected:
+        raise RunError(f"{path} is damaged: these are not the prompts that run.json tells of")
+    return prompts

@@ -91,7 +91,7 @@ def forecast_file(methods: list[str], thresholds: list[float]) -> None:
     print(f"{MEANS}\n{ASSUMES}")
     if FLAGS.out:
         lines = [",".join(row) for row in [["method", "quantity", "at", "value", "low", "high"], *rows]]
-        write_whole(Path(FLAGS.out), lambda path: path.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+        write_whole(Path(FLAGS.out), "\n".join(lines) + "\n")
         print(f"written to {FLAGS.out}")
 
 

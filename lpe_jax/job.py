@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ from lpe_jax.records.run import Run, check_folder, read_run, settings_hash
 from lpe_jax.reporting import figures, table
 from lpe_jax.reporting.judges import cascade_words, judging_words, verdict_words
 from lpe_jax.results import phases_of, result_of, results_of
-from lpe_jax.types import Prompt, Rollout
+from lpe_jax.types import Prompt
 
 # Of 200, in an order in which any first few span all rates.
 EMBEDDED_LIMIT = 16
@@ -179,7 +180,7 @@ def _run(
         results.sort(key=lambda result: order[result.prompt_id])
         text = table.terminal_table(results) + "\n"
         table.write_csv(table.estimates_rows(results), folder / "estimates.csv")
-        write_whole(folder / TABLE, lambda p: p.write_text(text, encoding="utf-8"))
+        write_whole(folder / TABLE, text)
         print("\n" + text, end="")
         phases = phases_of([*(finished for finished, _ in found), *checks.values()])
         for line in (*judging_words(desk, job.judge_settings), *cascade_words(phases), *verdict_words(results)):
@@ -294,19 +295,20 @@ class _Drawing:
 
 def _verified(job: Job, prompts: Sequence[Prompt], sampler: Sampler, store: RolloutStore) -> float:
     """By how much the sums of job.verify rollouts of each prompt are off."""
-    drawn: dict[str, list[Rollout]] = {prompt.id: [] for prompt in prompts}
-    for rollout in store.read():
-        if rollout.prompt_id in drawn:
-            drawn[rollout.prompt_id].append(rollout)
+    index, chosen = store.index(), []
+    for prompt in prompts:
+        _, places = index.of_prompt(prompt.id)
+        chosen.append(places[verify.some(len(places), job.verify, job.seed)])
+    # Of all prompts at once, as each shard then is read once.
+    rollouts = iter(index.fetch(np.concatenate(chosen)))
     return max(
-        sampler.verify(prompt_id, [found[i] for i in verify.some(len(found), job.verify, job.seed)])
-        for prompt_id, found in drawn.items()
+        sampler.verify(prompt.id, list(itertools.islice(rollouts, len(places))))
+        for prompt, places in zip(prompts, chosen, strict=True)
     )
 
 
 def _draw_figures(results: Sequence[table.PromptResult], folder: Path) -> None:
     """Every figure as PNG and SVG."""
-    folder.mkdir(exist_ok=True)
     for suffix in (".png", ".svg"):
         for result in results:
             figures.path_figure(result, figures.figure_file(result.prompt_id, folder, suffix))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import time
+from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -22,6 +23,8 @@ from lpe_jax.types import Counts, Estimate, Outcome, Prompt, Request, Rollout, V
 
 # So many rollouts may wait for their verdicts; then no further ones are drawn until some have theirs.
 MOST_WAITING = 4096
+# So many requests at a time are looked up among the rollouts that are stored.
+_AT_ONCE = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Tally:
 
     outcomes: Counter[Outcome] = dataclasses.field(default_factory=Counter)
     tokens: int = 0
-    scores: list[tuple[float, int, float, float]] = dataclasses.field(default_factory=list)
+    # (alpha, index, path score, path variance) of one after the other, as plain numbers: there can be many.
+    scores: array[float] = dataclasses.field(default_factory=lambda: array("d"))
     reasons: Counter[str] = dataclasses.field(default_factory=Counter)
     phases: Counter[tuple[str, str | None]] = dataclasses.field(default_factory=Counter)
 
@@ -64,7 +68,7 @@ class Tally:
         if verdict.outcome is Outcome.UNSCORED:
             self.reasons[str(verdict.fields.get("reason", "no reason given"))] += 1
         if verdict.outcome is Outcome.COMPLIED:
-            self.scores.append((rollout.alpha, rollout.index, rollout.path_score, rollout.path_variance))
+            self.scores.extend((rollout.alpha, rollout.index, rollout.path_score, rollout.path_variance))
         if "screen" in verdict.fields:
             self.phases[verdict.fields["screen"], verdict.fields["confirm"]] += 1
 
@@ -74,7 +78,8 @@ class Tally:
         """All of it, and what it was estimated to be."""
         outcomes = {outcome: self.outcomes[outcome] for outcome in Outcome}
         # In an order of their own, as sums round by it: rollouts finish in another one when a run is resumed.
-        scores = np.array([(alpha, *rest) for alpha, _, *rest in sorted(self.scores)]).reshape(-1, 3)
+        scores = np.array(self.scores).reshape(-1, 4)
+        scores = scores[np.lexsort((scores[:, 1], scores[:, 0]))][:, [0, 2, 3]]
         rollouts = sum(outcomes.values())
         kept = self.tokens, scores, drawn, self.reasons, self.phases
         return Finished(prompt, estimate, fit, search, outcomes, rollouts, *kept)
@@ -103,6 +108,12 @@ def tag_of(rollout: Rollout) -> str:
     return tag(rollout.alpha, rollout.index)
 
 
+def request_of(item: Item) -> Request:
+    """What an item's rollout was asked for as."""
+    alpha, _, index = item.tag.partition("/")
+    return Request(item.prompt.id, float(alpha), int(index))
+
+
 def item_of(prompt: Prompt, rollout: Rollout) -> Item:
     """A rollout as a judge is given it."""
     return Item(prompt, rollout.text, tag_of(rollout))
@@ -121,7 +132,8 @@ def run(
 
     Prompts advance independently and their orders share one queue, so that the device's rows stay busy while any prompt
     has work, those of prompts that wait for verdicts excepted. Rollouts already in the store are taken from it instead
-    of being drawn, which is all that resuming needs: a rollout is a function of its request.
+    of being drawn, which is all that resuming needs: a rollout is a function of its request. They are read as they are
+    needed, so that memory does not grow with what is stored.
 
     Args:
       judge: as lpe_jax.judging.desk.Desk.submit.
@@ -129,7 +141,7 @@ def run(
       spoken_for: by prompt id, how many rollouts [A] at each alpha another call has had; what is drawn follows them.
     """
     by_id = {prompt.id: prompt for prompt in prompts}
-    stored = {(r.prompt_id, r.alpha, r.index): r for r in store.read() if r.prompt_id in by_id}
+    stored = store.index()
     steps = _Steps(procedure)
     grid = [float(alpha) for alpha in procedure.grid]
     none = np.zeros(len(grid), int)
@@ -137,6 +149,7 @@ def run(
     progress = {p.id: _Progress(steps.init(), had[p.id].copy()) for p in prompts}
     # Ranges, as a naive order can be a hundred thousand rollouts of each prompt.
     queue: deque[tuple[str, int, range]] = deque()
+    missing: deque[Request] = deque()
 
     def take(most: int) -> list[Request]:
         """The next requests of the queue."""
@@ -192,23 +205,25 @@ def run(
         for verdicts in [future for future in judging if future.done()]:
             settle(judging.pop(verdicts), verdicts.result())
 
+    def crowded() -> bool:
+        """Whether the judge has as much to do as may wait for it."""
+        return sum(map(len, judging.values())) >= MOST_WAITING
+
     def more(n: int) -> list[Request]:
         """Up to n requests that are to be drawn; rollouts that are stored are handled here and now."""
         nonlocal under_way
-        missing: list[Request] = []
         collect(wait=False)
         while True:
-            crowded = sum(map(len, judging.values())) >= MOST_WAITING
-            while queue and len(missing) < n and not crowded:
-                requests = take(n - len(missing))
-                known = [stored.get((r.prompt_id, r.alpha, r.index)) for r in requests]
-                missing += [r for r, rollout in zip(requests, known, strict=True) if rollout is None]
-                if rollouts := [rollout for rollout in known if rollout is not None]:
-                    handle(rollouts)
-                    crowded = sum(map(len, judging.values())) >= MOST_WAITING
-            under_way += 0 if isinstance(sampler, Stored) else len(missing)
-            if missing or under_way or not judging:
-                return missing
+            while queue and len(missing) < n and not crowded():
+                requests = take(_AT_ONCE)
+                places = stored.find(requests)
+                missing.extend(request for request, place in zip(requests, places, strict=True) if place < 0)
+                if (known := places[places >= 0]).size:
+                    handle(stored.fetch(known))
+            asked = [] if crowded() else [missing.popleft() for _ in range(min(n, len(missing)))]
+            under_way += 0 if isinstance(sampler, Stored) else len(asked)
+            if asked or under_way or not judging:
+                return asked
             # The device has nothing to do: what comes next is for the judge to say.
             collect(wait=True)
 
@@ -238,11 +253,9 @@ class Stored:
 
     def stream(self, more: Callable[[int], Sequence[Request]]) -> Iterator[list[Rollout]]:
         """Lets everything pass that is stored."""
-        while more(self._AT_ONCE):
+        while more(_AT_ONCE):
             pass
         return iter(())
-
-    _AT_ONCE = 4096
 
 
 class _Steps:

@@ -134,7 +134,7 @@ class Processes:
         for old in folder.glob(f"{_TOKEN}*"):
             old.unlink()
         token = folder / f"{_TOKEN}{secrets.token_hex(8)}"
-        token.touch()
+        token.touch(mode=0o600)
         self.everyone("opened", token.name)
         shared = self.everyone("shared", True)
         token.unlink()

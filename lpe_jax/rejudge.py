@@ -7,14 +7,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from lpe_jax import live
 from lpe_jax.errors import RunError
 from lpe_jax.job import TABLE
 from lpe_jax.judging.desk import Desk, Item, remembered_as
@@ -22,6 +21,7 @@ from lpe_jax.judging.labels import Label, read_labels, unlabelled, validation
 from lpe_jax.judging.registry import make_judge
 from lpe_jax.judging.settings import JudgeSettings
 from lpe_jax.records.files import write_whole
+from lpe_jax.records.index import Index
 from lpe_jax.records.ledger import Key, Ledger
 from lpe_jax.records.run import Run, settings_hash
 from lpe_jax.reporting import table
@@ -35,34 +35,43 @@ from lpe_jax.reporting.judges import (
 )
 from lpe_jax.reporting.text import printable
 from lpe_jax.stored import Stored, Verdicts, estimated, open_stored
-from lpe_jax.types import Outcome, Verdict
+from lpe_jax.types import Outcome, Request, Verdict
 
-# Handed to the judge at a time, so that the progress moves.
-_AT_ONCE = 256
-# So many such parts ahead, so that a judge that is waited for always has something to do.
-_AHEAD = 8
+# So many parts are handed to the judge ahead, so that one that is waited for always has something to do.
+_AHEAD = 3
 
 
-def judge_all(stored: Stored, desk: Desk, settings: JudgeSettings) -> Verdicts:
-    """Verdicts on all rollouts; a bar shows how it goes."""
-    items, verdicts = stored.items(), {}
-    with tqdm(total=len(items), unit=" rollouts", disable=None, leave=False) as bar:
-        waiting: deque[tuple[list[Item], Future[list[Verdict]]]] = deque()
+def judge_all(
+    stored: Stored, desk: Desk, settings: JudgeSettings, ledger: Ledger
+) -> tuple[Verdicts, Counter[tuple[Outcome, Outcome]]]:
+    """Verdicts on all rollouts; a bar shows how it goes.
+
+    Also counts rollouts by what the run's own judge said of them, where its ledger has that, and what is said now.
+    """
+    known_as = remembered_as(
+        stored.settings["judge"], stored.settings["thinking"], stored.settings.get("judge_reasoning", False)
+    )
+    verdicts, both = Verdicts(stored.index.total), Counter()
+    with tqdm(total=len(stored.index), unit=" rollouts", disable=None, leave=False) as bar:
+        waiting: deque[tuple[np.ndarray, list[Verdict | None], Future[list[Verdict]]]] = deque()
 
         def take() -> None:
-            part, answers = waiting.popleft()
-            verdicts.update({(i.prompt.id, i.tag): v for i, v in zip(part, answers.result(), strict=True)})
-            bar.update(len(part))
+            places, before, answers = waiting.popleft()
+            now = answers.result()
+            verdicts.put(places, now)
+            both.update((b.outcome, n.outcome) for b, n in zip(before, now, strict=True) if b is not None)
+            bar.update(len(places))
             bar.set_postfix_str(spent_words(desk, settings))
 
-        for begin in range(0, len(items), _AT_ONCE):
-            part = items[begin : begin + _AT_ONCE]
-            waiting.append((part, desk.submit(part)))
+        for places, items in stored.items():
+            keys = [Key.of(known_as, item.prompt, item.response) for item in items]
+            known = ledger.get(set(keys))
+            waiting.append((places, [known.get(key) for key in keys], desk.submit(items)))
             if len(waiting) > _AHEAD:
                 take()
         while waiting:
             take()
-    return verdicts
+    return verdicts, both
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +116,7 @@ def run(
     if folder is None:
         with Desk(make_judge(judge, judge_settings), thinking=False, reasoning=judge_reasoning) as desk:
             desk.open()
-            _validated(labels, {}, desk, None)
+            _validated(labels, None, desk, None)
         return None
     stored = open_stored(folder)
     job = stored.job(judge, judge_settings, judge_reasoning)
@@ -121,33 +130,36 @@ def run(
         desk.remember(ledger)
         if stored.record["status"] != "finished":
             print("note: the run is not finished; this is of what it has drawn so far")
-        print(f"{len(stored.rollouts):,} rollouts of {len(stored.prompts)} prompts, judge {new.identity}\n", flush=True)
-        verdicts = judge_all(stored, desk, job.judge_settings)
+        print(f"{len(stored.index):,} rollouts of {len(stored.prompts)} prompts, judge {new.identity}\n", flush=True)
+        verdicts, both = judge_all(stored, desk, job.judge_settings, ledger)
         results, phases = estimated(stored, job, verdicts)
-        before = _before(stored, ledger)
         out = folder / "judged" / settings_hash({"judge": new.identity, "reasoning": job.judge_reasoning})
         text = table.terminal_table(results) + "\n"
         table.write_csv(table.estimates_rows(results), out / "estimates.csv")
-        write_whole(out / TABLE, lambda p: p.write_text(text, encoding="utf-8"))
+        write_whole(out / TABLE, text)
         print(text, end="")
-        outcomes = {key: verdict.outcome for key, verdict in verdicts.items()}
         for line in (
             *judging_words(desk, job.judge_settings),
             *cascade_words(phases),
-            *agreement_words(before, outcomes, stored.settings["judge"]),
+            *agreement_words(both, stored.settings["judge"]),
             *verdict_words(results),
         ):
             print(line)
         if labels:
-            _validated(labels, verdicts, desk, new.identity)
+            _validated(labels, (stored.index, verdicts), desk, new.identity)
         if show.count:
-            _show(stored, outcomes, show, new.identity)
+            _show(stored, verdicts, show, new.identity)
     print(f"\nsee {out}")
     return out
 
 
-def _validated(labels: Sequence[Label], verdicts: Verdicts, desk: Desk, identity: str | None) -> None:
+def _validated(
+    labels: Sequence[Label], judged: tuple[Index, Verdicts] | None, desk: Desk, identity: str | None
+) -> None:
     """Prints how a judge does on labels.
+
+    Args:
+      judged: where rollouts are and what it said of them.
 
     Raises:
       RunError: a label is of a rollout that is not there.
@@ -160,26 +172,27 @@ def _validated(labels: Sequence[Label], verdicts: Verdicts, desk: Desk, identity
             found.append(next(given))
             continue
         prompt_id, alpha, index = label.key
-        if (verdict := verdicts.get((prompt_id, live.tag(alpha, index)))) is None:
+        where = np.full(1, -1) if judged is None else judged[0].find([Request(prompt_id, alpha, index)])
+        if where[0] < 0:
             raise RunError(f"--validate names rollout {index} of {prompt_id!r} at alpha = {alpha:g}, which is not here")
-        found.append(verdict)
+        found += judged[1].at(where)
     drawn = {label.drawn_by for label in labels}
     totals = None
-    if identity is not None and drawn == {identity}:
-        scored = Counter(verdict.outcome for verdict in verdicts.values())
-        totals = scored[Outcome.COMPLIED], scored[Outcome.COMPLIED] + scored[Outcome.REFUSED]
+    if judged is not None and drawn == {identity}:
+        complied, refused = (len(judged[1].which(outcome)) for outcome in (Outcome.COMPLIED, Outcome.REFUSED))
+        totals = complied, complied + refused
     print()
     for line in validation_words(validation(labels, found), totals, other=bool(drawn - {None, identity})):
         print(line)
 
 
-def _show(stored: Stored, outcomes: Mapping[tuple[str, str], Outcome], show: Show, identity: str) -> None:
+def _show(stored: Stored, verdicts: Verdicts, show: Show, identity: str) -> None:
     """Prints some of what was called compliant and refused, and writes it to be labelled."""
     by_id, rng = {prompt.id: prompt for prompt in stored.prompts}, np.random.default_rng(show.seed)
     drawn = []
     for outcome in (Outcome.COMPLIED, Outcome.REFUSED):
-        own = [r for r in stored.rollouts if outcomes[r.prompt_id, live.tag_of(r)] is outcome]
-        some = [own[i] for i in rng.choice(len(own), min(show.count, len(own)), replace=False)]
+        own = verdicts.which(outcome)
+        some = stored.index.fetch(own[rng.choice(len(own), min(show.count, len(own)), replace=False)])
         drawn += some
         print(f"\n{len(some)} of {len(own):,} responses called {outcome}:")
         for rollout in some:
@@ -190,16 +203,5 @@ def _show(stored: Stored, outcomes: Mapping[tuple[str, str], Outcome], show: Sho
     if show.to_label is not None:
         # In no order, so that whoever labels them is not told what the judge said.
         lines = [unlabelled(drawn[i], by_id[drawn[i].prompt_id], identity) for i in rng.permutation(len(drawn))]
-        write_whole(show.to_label, lambda path: path.write_text("".join(lines), encoding="utf-8"))
+        write_whole(show.to_label, "".join(lines))
         print(f"\n{len(lines)} responses to be labelled in {show.to_label}: set complied to true or false in each")
-
-
-def _before(stored: Stored, ledger: Ledger) -> dict[tuple[str, str], Outcome]:
-    """What the run's own judge said, where its ledger still has it."""
-    reasoning = stored.settings.get("judge_reasoning", False)
-    known_as = remembered_as(stored.settings["judge"], stored.settings["thinking"], reasoning)
-    items = stored.items()
-    keys = [Key.of(known_as, item.prompt, item.response) for item in items]
-    known = ledger.get(set(keys))
-    pairs = zip(items, keys, strict=True)
-    return {(item.prompt.id, item.tag): known[key].outcome for item, key in pairs if key in known}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -24,37 +24,48 @@ from lpe_jax.estimation.registry import estimate as estimate_by
 from lpe_jax.job import Job
 from lpe_jax.judging.desk import Item
 from lpe_jax.judging.settings import JudgeSettings
+from lpe_jax.records.index import Index
 from lpe_jax.records.prompts import read_prompts
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.records.run import read_run
 from lpe_jax.reporting.table import PromptResult
 from lpe_jax.results import phases_of, result_of, results_of
-from lpe_jax.types import Counts, Outcome, Prompt, Rollout, Verdict
+from lpe_jax.types import Counts, Outcome, Prompt, Verdict
 
 PROCEDURES = {"lpe": LPE, "path": PathProcedure, "naive": Naive}
 ELSEWHERE = "this judge would have had other rollouts drawn: estimated from those there are"
 
-Verdicts = Mapping[tuple[str, str], Verdict]  # by prompt id and a rollout's tag
+# Rollouts that are in memory at a time, where all are gone over.
+AT_ONCE = 1024
+# The fields of a verdict that tables tell of.
+_TOLD = ("reason", "screen", "confirm")
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A run folder's record, prompts and rollouts."""
+    """A run folder's record and prompts, and where its rollouts are."""
 
     folder: Path
     record: Mapping[str, Any]
     prompts: list[Prompt]
-    rollouts: list[Rollout]
+    store: RolloutStore
+
+    @property
+    def index(self) -> Index:
+        """Where its rollouts are."""
+        return self.store.index()
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """What decided its rollouts and verdicts."""
         return self.record["settings"]
 
-    def items(self) -> list[Item]:
-        """Its rollouts as a judge is given them."""
-        by_id = {prompt.id: prompt for prompt in self.prompts}
-        return [live.item_of(by_id[r.prompt_id], r) for r in self.rollouts]
+    def items(self) -> Iterator[tuple[np.ndarray, list[Item]]]:
+        """Its rollouts as a judge is given them, some at a time, with their places."""
+        by_id, all_places = {prompt.id: prompt for prompt in self.prompts}, self.index.places()
+        for begin in range(0, len(all_places), AT_ONCE):
+            places = all_places[begin : begin + AT_ONCE]
+            yield places, [live.item_of(by_id[r.prompt_id], r) for r in self.index.fetch(places)]
 
     def job(self, judge: str | None, judge_settings: JudgeSettings, judge_reasoning: bool) -> Job:
         """The estimation job that it was, with another judge; None is its own."""
@@ -81,6 +92,36 @@ class Stored:
         )
 
 
+class Verdicts:
+    """What a judge said of a run's rollouts, by their places: the few different things it said, and which of them.
+
+    Of the raw fields those stay that tables tell of; the ledger has all.
+    """
+
+    def __init__(self, places: int):
+        """places: how many there are."""
+        self._which = np.full(places, -1, np.int32)
+        self._said: list[Verdict] = []
+        self._number: dict[str, int] = {}
+
+    def put(self, places: np.ndarray, verdicts: Sequence[Verdict]) -> None:
+        """Takes verdicts [n] on the rollouts at places [n]."""
+        for place, verdict in zip(places.tolist(), verdicts, strict=True):
+            told = Verdict(verdict.outcome, {k: verdict.fields[k] for k in _TOLD if k in verdict.fields})
+            number = self._number.setdefault(f"{told.outcome} {told.fields}", len(self._said))
+            if number == len(self._said):
+                self._said.append(told)
+            self._which[place] = number
+
+    def at(self, places: np.ndarray) -> list[Verdict]:
+        """Those on the rollouts at places [n]."""
+        return [self._said[number] for number in self._which[places]]
+
+    def which(self, outcome: Outcome) -> np.ndarray:
+        """The places [n] with this outcome, ascending."""
+        return np.flatnonzero(np.isin(self._which, [n for n, v in enumerate(self._said) if v.outcome is outcome]))
+
+
 def open_stored(folder: Path) -> Stored:
     """A run of experiments.estimate.
 
@@ -93,7 +134,7 @@ def open_stored(folder: Path) -> Stored:
     if "procedure" not in record["settings"]:
         raise RunError(f"--run={folder} is a bank, which keeps no responses; judge a run of experiments.estimate")
     prompts = read_prompts(folder, record["asked"]["prompt_texts"])
-    return Stored(folder, record, prompts, list(RolloutStore(folder / "rollouts").read()))
+    return Stored(folder, record, prompts, RolloutStore(folder / "rollouts"))
 
 
 def estimated(stored: Stored, job: Job, verdicts: Verdicts) -> tuple[list[PromptResult], Counter]:
@@ -101,10 +142,10 @@ def estimated(stored: Stored, job: Job, verdicts: Verdicts) -> tuple[list[Prompt
 
     def told(items: Sequence[Item]) -> Future[list[Verdict]]:
         answer: Future[list[Verdict]] = Future()
-        answer.set_result([verdicts[item.prompt.id, item.tag] for item in items])
+        answer.set_result(verdicts.at(stored.index.find([live.request_of(item) for item in items])))
         return answer
 
-    store, nothing = RolloutStore(stored.folder / "rollouts"), live.Stored()
+    store, nothing = stored.store, live.Stored()
     found = {f.prompt.id: f for f in live.run(job.procedure, stored.prompts, nothing, told, store)}
     short = [prompt for prompt in stored.prompts if prompt.id not in found]
     checks = {}
@@ -113,11 +154,8 @@ def estimated(stored: Stored, job: Job, verdicts: Verdicts) -> tuple[list[Prompt
         whole = [prompt for prompt in stored.prompts if prompt.id in found]
         naive = live.run(Naive(job.naive_check), whole, nothing, told, store, spoken_for=had)
         checks = {f.prompt.id: f for f in naive}
-    own = defaultdict(list)
-    for rollout in stored.rollouts:
-        own[rollout.prompt_id].append(rollout)
     for prompt in short:
-        found[prompt.id], check = _of_all(job, prompt, own[prompt.id], verdicts)
+        found[prompt.id], check = _of_all(job, prompt, stored.index, verdicts)
         if check is not None:
             checks[prompt.id] = check
     truth = _truth(stored.folder)
@@ -130,14 +168,12 @@ def estimated(stored: Stored, job: Job, verdicts: Verdicts) -> tuple[list[Prompt
     return results, phases_of([*ordered, *checks.values()])
 
 
-def _of_all(
-    job: Job, prompt: Prompt, rollouts: Sequence[Rollout], verdicts: Verdicts
-) -> tuple[live.Finished, live.Finished | None]:
+def _of_all(job: Job, prompt: Prompt, index: Index, verdicts: Verdicts) -> tuple[live.Finished, live.Finished | None]:
     """One prompt from whatever was drawn of it, and naive rollouts beside where its procedure does not fit to those."""
     grid = np.asarray(job.procedure.grid)
-    beside = [r for r in rollouts if r.alpha not in grid]
-    fitted = [r for r in rollouts if r.alpha in grid]
-    counts = _counts(grid, fitted, prompt, verdicts)
+    alphas, places = index.of_prompt(prompt.id)
+    fitted = np.isin(alphas, grid)
+    counts, tally = _judged(grid, places[fitted], index, verdicts)
     fit, search = counts, None
     if isinstance(job.procedure, LPE):
         # What was drawn for a fit is fitted to; the few of a search tell the interval alone.
@@ -149,21 +185,25 @@ def _of_all(
         estimate = job.procedure.fit(fit, search)
     else:
         estimate = estimate_by("naive" if job.method == "naive" else "bend", counts)
-    finished = _finished(prompt, estimate, fit, search, fitted, grid, verdicts)
-    if not beside:
+    finished = _finished(prompt, estimate, fit, search, alphas[fitted], grid, tally)
+    if fitted.all():
         return finished, None
     one = np.ones(1)
-    return finished, _finished(prompt, estimate, _counts(one, beside, prompt, verdicts), None, beside, one, verdicts)
+    counts, tally = _judged(one, places[~fitted], index, verdicts)
+    return finished, _finished(prompt, estimate, counts, None, alphas[~fitted], one, tally)
 
 
-def _counts(grid: np.ndarray, rollouts: Sequence[Rollout], prompt: Prompt, verdicts: Verdicts) -> Counts:
-    scored, complied = np.zeros(len(grid)), np.zeros(len(grid))
-    for rollout in rollouts:
-        outcome = verdicts[prompt.id, live.tag_of(rollout)].outcome
-        cell = int(np.flatnonzero(grid == rollout.alpha)[0])
-        scored[cell] += outcome is not Outcome.UNSCORED
-        complied[cell] += outcome is Outcome.COMPLIED
-    return Counts(grid, scored, complied)
+def _judged(grid: np.ndarray, places: np.ndarray, index: Index, verdicts: Verdicts) -> tuple[Counts, live.Tally]:
+    """Counts and more of the rollouts at places [n], which were drawn at alphas of the grid."""
+    scored, complied, tally = np.zeros(len(grid)), np.zeros(len(grid)), live.Tally()
+    for begin in range(0, len(places), AT_ONCE):
+        some = places[begin : begin + AT_ONCE]
+        for rollout, verdict in zip(index.fetch(some), verdicts.at(some), strict=True):
+            tally.add(rollout, verdict)
+            cell = int(np.flatnonzero(grid == rollout.alpha)[0])
+            scored[cell] += verdict.outcome is not Outcome.UNSCORED
+            complied[cell] += verdict.outcome is Outcome.COMPLIED
+    return Counts(grid, scored, complied), tally
 
 
 def _finished(
@@ -171,15 +211,12 @@ def _finished(
     estimate: Any,
     fit: Counts,
     search: Counts | None,
-    rollouts: Sequence[Rollout],
+    alphas: np.ndarray,
     grid: np.ndarray,
-    verdicts: Verdicts,
+    tally: live.Tally,
 ) -> live.Finished:
-    tally = live.Tally()
-    for rollout in rollouts:
-        tally.add(rollout, verdicts[prompt.id, live.tag_of(rollout)])
-    drawn = np.array([sum(r.alpha == alpha for r in rollouts) for alpha in grid])
-    estimate = dataclasses.replace(estimate, rollouts=np.asarray(len(rollouts)))
+    drawn = (alphas == grid[:, None]).sum(axis=1)
+    estimate = dataclasses.replace(estimate, rollouts=np.asarray(len(alphas)))
     return tally.finished(prompt, estimate, fit, search, drawn)
 
 

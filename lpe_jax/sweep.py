@@ -187,7 +187,7 @@ def _run(
         if sweep.verify:
             print(processes.prefix + verify.words(sweep.verify, len(todo), off))
         if processes.count > 1:
-            gone = processes.drawn(lambda k: BankStore(folder, processes.index).written.get(k, 0), folder)
+            gone = processes.drawn(lambda k: BankStore(folder, processes.index).written(k), folder)
             if not processes.first:
                 return
             missing = set(range(len(prompts))) - BankStore(folder).entries.keys()

@@ -80,8 +80,7 @@ def table(found: Found) -> str:
 def write_json(path: Path, found: Sequence[Found], options: Options) -> None:
     """Everything, all rounds included; the file is whole or not there."""
     whole = {"machine": machine(), "options": dataclasses.asdict(options), "workloads": list(map(_plain, found))}
-    text = json.dumps(whole, indent=1) + "\n"
-    write_whole(path, lambda place: place.write_text(text, encoding="utf-8"))
+    write_whole(path, json.dumps(whole, indent=1) + "\n")
 
 
 def _plain(found: Found) -> dict[str, Any]:

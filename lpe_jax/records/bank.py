@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lpe_jax.errors import RunError
-from lpe_jax.records.files import append_line, part_files, part_name, read_lines, write_whole
-from lpe_jax.records.rollouts import file_sha256
+from lpe_jax.records import manifest
+from lpe_jax.records.files import part_files, part_name
+from lpe_jax.records.manifest import Manifest
 from lpe_jax.records.run import read_run
+from lpe_jax.records.shard import read_shard, write_shard
 from lpe_jax.types import Bank, Outcome
 
 FOLDER = "bank"
@@ -96,17 +97,35 @@ class BankStore:
     """
 
     def __init__(self, run_folder: Path, part: int = 0):
-        """part: number of the process that writes."""
+        """part: number of the process that writes.
+
+        Raises:
+          RunError: a manifest is damaged.
+        """
         self.folder = run_folder / FOLDER
-        self.manifest = self.folder / part_name("manifest.jsonl", part)
-        manifests = part_files(self.folder / "manifest.jsonl")
-        read = {k: read_lines(path, mend=k == part) for k, path in manifests.items()}
-        self.written = {k: len(lines) for k, lines in read.items()}
-        self.entries: dict[int, dict[str, Any]] = {e["number"]: e for lines in read.values() for e in lines}
+        parts = part_files(self.folder / manifest.NAME).keys() | {part}
+        self.manifests = {k: Manifest(self.folder / part_name(manifest.NAME, k)) for k in sorted(parts)}
+        self._own = self.manifests[part]
+        self.entries: dict[int, dict[str, Any]] = {}
+        self._named_in: dict[int, str] = {}
+        for own in self.manifests.values():
+            for entry in own.entries:
+                self._take(own, entry)
+
+    def written(self, part: int) -> int:
+        """Prompts that process `part` has on disk."""
+        return len(self.manifests[part].entries) if part in self.manifests else 0
 
     def write(self, number: int, shard: Shard) -> None:
-        """Commits one prompt; see write_shard."""
-        self.entries[number] = write_shard(self.folder, number, shard, self.manifest.name)
+        """Commits one prompt.
+
+        Raises:
+          RunError: the disk does not take it.
+        """
+        written = write_shard(self.folder / f"{number:06d}.parquet", to_table(shard))
+        about = {"number": number, "prompt_id": shard.prompt_id, "rollouts": int(shard.rows.count.sum())}
+        self._own.append(about | written)
+        self._take(self._own, about | written)
 
     def read(self, number: int) -> Shard:
         """One prompt's shard.
@@ -115,35 +134,11 @@ class BankStore:
           RunError: it is missing or is not the file the manifest names.
         """
         if number not in self.entries:
-            raise RunError(f"{self.manifest} names no shard of prompt {number}; the bank is not complete")
-        entry = self.entries[number]
-        path = self.folder / entry["shard"]
-        if not path.exists():
-            raise RunError(f"{path} is named in {self.manifest.name} but does not exist")
-        if file_sha256(path) != entry["sha256"]:
-            raise RunError(f"{path} is damaged: its sha256 is not the one in {self.manifest.name}")
-        return from_table(pq.read_table(path, page_checksum_verification=True))
+            raise RunError(f"{self._own.path} names no shard of prompt {number}; the bank is not complete")
+        return from_table(read_shard(self.folder, self.entries[number], self._named_in[number]))
 
-
-def write_shard(folder: Path, number: int, shard: Shard, manifest: str = "manifest.jsonl") -> dict[str, Any]:
-    """Writes <number>.parquet in `folder`, then its line of the manifest, which is returned.
-
-    Raises:
-      RunError: the disk does not take it.
-    """
-    path = folder / f"{number:06d}.parquet"
-    table = to_table(shard)
-    write_whole(path, lambda p: pq.write_table(table, p, compression="zstd", write_page_checksum=True))
-    entry = {
-        "number": number,
-        "prompt_id": shard.prompt_id,
-        "shard": path.name,
-        "rows": table.num_rows,
-        "rollouts": int(shard.rows.count.sum()),
-        "sha256": file_sha256(path),
-    }
-    append_line(folder / manifest, entry)
-    return entry
+    def _take(self, own: Manifest, entry: dict[str, Any]) -> None:
+        self.entries[entry["number"]], self._named_in[entry["number"]] = entry, own.path.name
 
 
 def to_table(shard: Shard) -> pa.Table:

@@ -1,62 +1,110 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and that their owner alone can read: responses may be harmful text.
+
+All that the records of a run write goes through here, by calls of `os` alone; SQLite writes its own file.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lpe_jax.errors import RunError
 
+T = TypeVar("T")
+# Whatever the umask: it could only take more away.
+_FILE, _FOLDER = 0o600, 0o700
+CURE = "python -m experiments.check says what can be mended"
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls write on a temporary name beside path, then puts it in place; a crash leaves the old file or the new.
 
-    The data are on disk before the name changes, and the name is on disk before this returns.
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Puts data under a temporary name beside path, then in its place; a crash leaves the old file or the new.
+
+    The data are on disk before the name changes, and the name is on disk before this returns. Text is UTF-8.
 
     Raises:
       RunError: the disk does not take it; nothing is left behind under the temporary name.
     """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a folder's list of names durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with _named(path):
+        make_folder(path.parent)
+        try:
+            _put(temporary, data.encode("utf-8") if isinstance(data, str) else data)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:
     """A JSON file, whole or not at all; NaN and infinities are refused as JSON has none."""
-    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    write_whole(path, lambda p: p.write_text(text, encoding="utf-8"))
+    write_whole(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_after(path: Path, size: int, data: bytes) -> None:
+    """Has a file be its first `size` bytes and then data, on disk. What was behind those is a torn write's, and gone.
+
+    Raises:
+      RunError: the disk does not take it; the first bytes stay, and the same call may be tried again.
+    """
+    with _named(path):
+        if size == 0:
+            make_folder(path.parent)
+        _put(path, data, size)
+        if size == 0:
+            _sync_folder(path.parent)
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Adds one JSON line and waits until it is on disk."""
-    line = json.dumps(value, sort_keys=True) + "\n"
+    """Adds one JSON line and waits until it is on disk; a torn line before it stays one line.
+
+    Raises:
+      RunError: the disk does not take it.
+    """
+    with _named(path):
+        size, torn = path.stat().st_size if path.exists() else 0, b""
+        if size:
+            with open(path, "rb") as file:
+                file.seek(size - 1)
+                torn = b"" if file.read() == b"\n" else b"\n"
+    write_after(path, size, torn + json.dumps(value, sort_keys=True).encode() + b"\n")
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, on disk, where they are not there.
+
+    Raises:
+      RunError: the disk does not take it.
+    """
+    for missing in reversed([place for place in (folder, *folder.parents) if not place.exists()]):
+        with _named(missing):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(missing, _FOLDER)
+            _sync_folder(missing.parent)
+
+
+def open_private(path: Path) -> int:
+    """A handle for writing to a file, which is made where it is not there."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, _FILE)
+
+
+def read_bytes(path: Path, missing: T = b"") -> bytes | T:
+    """What is in a file, or `missing` where there is none.
+
+    Raises:
+      RunError: it cannot be read.
+    """
     try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        return path.read_bytes()
+    except FileNotFoundError:
+        return missing
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def part_name(name: str, part: int) -> str:
@@ -72,30 +120,32 @@ def part_files(path: Path) -> dict[int, Path]:
     return dict(sorted((found | ({0: path} if path.exists() else {})).items()))
 
 
-def read_lines(path: Path, *, mend: bool = True) -> list[Any]:
-    """The values of a file of JSON lines.
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
 
-    A last line without its newline is the torn end of an append that never returned: it is cut off, so that the
-    next append starts a line of its own.
 
-    Args:
-      mend: whether it may be cut off; another process's last line is left alone, and out.
+def _put(path: Path, data: bytes, size: int = 0) -> None:
+    """The file's first `size` bytes, then data, synced."""
+    handle = open_private(path)
+    try:
+        if os.fstat(handle).st_size > size:
+            os.ftruncate(handle, size)
+        written, view = 0, memoryview(data)
+        while written < len(view):
+            written += os.pwrite(handle, view[written:], size + written)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
-    Raises:
-      RunError: any other line is not JSON.
-    """
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data) and mend:
-        with open(path, "r+b") as file:
-            file.truncate(whole)
-            os.fsync(file.fileno())
-    values = []
-    for number, line in enumerate(data[:whole].splitlines(), start=1):
-        try:
-            values.append(json.loads(line))
-        except ValueError:
-            raise RunError(f"{path}, line {number}: not JSON; the file is damaged") from None
-    return values
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a folder's list of names durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

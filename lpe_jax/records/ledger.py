@@ -7,15 +7,15 @@ import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from lpe_jax.errors import RunError
+from lpe_jax.records.files import CURE, write_whole
 from lpe_jax.types import Outcome, Prompt, Verdict
 
-_TABLES = """
-create table if not exists verdicts (
+_VERDICTS = """
   judge text,
   prompt text,               -- sha256 of its turns
   response text,             -- sha256
@@ -23,15 +23,21 @@ create table if not exists verdicts (
   fields text not null,      -- JSON
   row_sha256 text not null,  -- of the five above
   primary key (judge, prompt, response)
-) without rowid;
-create table if not exists spent (
+"""
+_TABLES = f"""
+create table verdicts ({_VERDICTS}) without rowid;
+create table spent (
   judge text primary key,
   calls integer not null,
   input_tokens integer not null,
-  output_tokens integer not null
+  output_tokens integer not null,
+  row_sha256 text not null   -- of the four above
 ) without rowid;
+create table seal (rows integer not null, digest text not null);  -- how many there are above, their hashes' XOR
 """
 _TIMEOUT_SECONDS = 60.0
+# What no column holds in it: hashes are of columns that it joins.
+_BETWEEN = "\x1f"
 
 
 class Key(NamedTuple):
@@ -52,24 +58,36 @@ class Key(NamedTuple):
 class Ledger:
     """Verdicts by key, in SQLite with a write-ahead log and full syncs: what put has returned from survives.
 
-    Any thread may use it, one at a time.
+    SQLite does not see what a disk does to its pages. Every row has a hash, and a seal says how many rows there are and
+    what their hashes come to; opening goes over all of it. So a row that is not found was never written. Any thread may
+    use a ledger, one at a time.
     """
 
     def __init__(self, path: Path, *, shared: bool = False):
-        """shared: other machines may read the file meanwhile. A write-ahead log is for one machine only."""
+        """Opens a ledger, or makes it.
+
+        Args:
+          shared: other machines may read the file meanwhile. A write-ahead log is for one machine only.
+
+        Raises:
+          RunError: it is damaged, or is none.
+        """
         self.path = path
-        self._others: dict[Key, tuple] = {}
         self._lock = threading.Lock()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        if not path.exists():
+            if (log := path.with_name(f"{path.name}-wal")).exists():
+                raise RunError(f"{path} is missing, and {log.name}, which belongs to it, is there; {CURE}")
+            write_whole(path, whole_ledger((), ()))
+        with self._told("opened"), contextlib.ExitStack() as failed:
             self._db = sqlite3.connect(path, timeout=_TIMEOUT_SECONDS, check_same_thread=False)
+            failed.callback(self._db.close)
+            # On disk, and gone when it is closed: others' verdicts.
+            self._db.execute(f"create temp table others ({_VERDICTS}) without rowid")
             self._db.execute(f"pragma journal_mode={'delete' if shared else 'wal'}")
             self._db.execute("pragma synchronous=full")
-            with self._db:
-                for table in _TABLES.split(";"):
-                    self._db.execute(table)
-        except sqlite3.Error as error:
-            raise RunError(f"{path} cannot be opened as a verdict ledger: {error}") from None
+            for _ in verified(self._db, path):
+                pass
+            failed.pop_all()
 
     def get(self, keys: Iterable[Key]) -> dict[Key, Verdict]:
         """The verdicts that are there.
@@ -78,64 +96,141 @@ class Ledger:
           RunError: a row is not what was written.
         """
         found = {}
-        select = "select outcome, fields, row_sha256 from verdicts where judge = ? and prompt = ? and response = ?"
-        with self._lock:
-            rows = {key: self._db.execute(select, key).fetchone() or self._others.get(key) for key in keys}
-        for key, row in rows.items():
-            if row is not None:
-                outcome, fields, digest = row
-                if digest != _row_sha256(key, outcome, fields):
-                    raise RunError(f"{self.path}: the verdict on response {key.response[:16]} is damaged")
-                found[key] = Verdict(Outcome(outcome), json.loads(fields))
-        return found
+        select = "select outcome, fields, row_sha256 from {} where judge = ? and prompt = ? and response = ?"
+        with self._lock, self._told("read"):
+            for key in keys:
+                rows = (self._db.execute(select.format(table), key).fetchone() for table in ("verdicts", "others"))
+                found[key] = next((row for row in rows if row is not None), None)
+        return {key: self._verdict(key, *row) for key, row in found.items() if row is not None}
 
     def learn(self, paths: Iterable[Path]) -> None:
         """Takes the verdicts of other ledgers, which stay as they are; those of its own come first.
 
         Raises:
-          RunError: one of them cannot be read.
+          RunError: one of them is damaged, or cannot be read.
         """
         for path in paths:
-            try:
-                with contextlib.closing(sqlite3.connect(path, timeout=_TIMEOUT_SECONDS)) as db:
-                    if db.execute("select 1 from sqlite_master where name = 'verdicts'").fetchone():
-                        rows = db.execute("select judge, prompt, response, outcome, fields, row_sha256 from verdicts")
-                        self._others |= {Key(*row[:3]): tuple(row[3:]) for row in rows}
-            except sqlite3.Error as error:
-                raise RunError(f"{path} cannot be read as a verdict ledger: {error}") from None
+            with self._lock, self._told("read", path):
+                with contextlib.closing(sqlite3.connect(path, timeout=_TIMEOUT_SECONDS)) as db, self._db:
+                    rows = (row for table, row in verified(db, path) if table == "verdicts")
+                    self._db.executemany("insert or replace into others values (?, ?, ?, ?, ?, ?)", rows)
 
     def put(self, verdicts: Mapping[Key, Verdict], spent: Mapping[str, tuple[int, int, int]] | None = None) -> None:
         """Commits new verdicts in one transaction. A key that is there already keeps its verdict.
 
         Args:
           spent: what the answers of a judge have come to so far, by its identity: calls, input and output tokens.
+
+        Raises:
+          RunError: the disk does not take it; none of it is there then.
         """
-        rows = []
-        for key, verdict in verdicts.items():
-            fields = json.dumps(dict(verdict.fields), sort_keys=True, default=str)
-            outcome = str(verdict.outcome)
-            rows.append((*key, outcome, fields, _row_sha256(key, outcome, fields)))
-        try:
-            with self._lock, self._db:
-                self._db.executemany("insert or ignore into verdicts values (?, ?, ?, ?, ?, ?)", rows)
-                totals = [(judge, *numbers) for judge, numbers in (spent or {}).items()]
-                self._db.executemany("insert or replace into spent values (?, ?, ?, ?)", totals)
-        except sqlite3.Error as error:
-            raise RunError(f"{self.path} cannot be written: {error}") from None
+        with self._lock, self._told("written"), self._db:
+            self._db.execute("begin immediate")
+            seal = _Seal(*self._db.execute("select rows, digest from seal").fetchone())
+            for row in map(verdict_row, verdicts.items()):
+                if self._db.execute("insert or ignore into verdicts values (?, ?, ?, ?, ?, ?)", row).rowcount:
+                    seal.add(row[-1])
+            for row in map(spent_row, (spent or {}).items()):
+                old = self._db.execute("select row_sha256 from spent where judge = ?", row[:1]).fetchone()
+                if old is not None:
+                    seal.remove(old[0])
+                seal.add(row[-1])
+                self._db.execute("insert or replace into spent values (?, ?, ?, ?, ?)", row)
+            self._db.execute("update seal set rows = ?, digest = ?", seal.values())
 
     def spent(self, judge: str) -> tuple[int, int, int]:
         """What `put` was last told of a judge: calls, input and output tokens."""
-        with self._lock:
-            row = self._db.execute(
-                "select calls, input_tokens, output_tokens from spent where judge = ?", (judge,)
-            ).fetchone()
-        return row or (0, 0, 0)
+        select = "select calls, input_tokens, output_tokens from spent where judge = ?"
+        with self._lock, self._told("read"):
+            return self._db.execute(select, (judge,)).fetchone() or (0, 0, 0)
 
     def close(self) -> None:
         """Lets go of the file."""
         with self._lock:
             self._db.close()
 
+    def _verdict(self, key: Key, outcome: str, fields: str, digest: str) -> Verdict:
+        row = (*key, outcome, fields)
+        if not all(isinstance(value, str) for value in row) or digest != _sha256(row):
+            raise RunError(f"{self.path} is damaged: the verdict on response {key.response[:16]}; {CURE}")
+        return Verdict(Outcome(outcome), json.loads(fields))
 
-def _row_sha256(key: Key, outcome: str, fields: str) -> str:
-    return hashlib.sha256(json.dumps([*key, outcome, fields]).encode()).hexdigest()
+    @contextlib.contextmanager
+    def _told(self, what: str, path: Path | None = None) -> Iterator[None]:
+        """What SQLite says, in one sentence with the file's name."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise RunError(f"{path or self.path} cannot be {what} as a verdict ledger: {error}; {CURE}") from None
+
+
+def verified(db: sqlite3.Connection, path: Path) -> Iterator[tuple[str, tuple]]:
+    """(table, row) of all that a ledger holds, of one moment.
+
+    Raises:
+      RunError: a row is not what was written, or the last one is given and some are missing or too many.
+      sqlite3.Error: the file is none of SQLite's, or its structure is damaged.
+    """
+    seal = _Seal()
+    db.execute("begin")
+    try:
+        for table, columns in (("verdicts", 3), ("spent", 1)):
+            last = ()
+            for row in db.execute(f"select * from {table}"):
+                # Rows out of order could not be found by their key.
+                if row[-1] != _sha256(row[:-1]) or last >= row[:columns]:
+                    raise RunError(f"{path} is damaged: a row of {table} is not what was written; {CURE}")
+                last = row[:columns]
+                seal.add(row[-1])
+                yield table, row
+        if db.execute("select rows, digest from seal").fetchall() != [seal.values()]:
+            raise RunError(f"{path} is damaged: rows are missing, or there are too many; {CURE}")
+    finally:
+        db.rollback()
+
+
+def whole_ledger(verdicts: Iterable[tuple], spent: Iterable[tuple]) -> bytes:
+    """The file of a ledger with these rows, which end in their hashes."""
+    seal = _Seal()
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(_TABLES)
+        for table, rows in (("verdicts", verdicts), ("spent", spent)):
+            for row in rows:
+                db.execute(f"insert into {table} values ({', '.join('?' * len(row))})", row)
+                seal.add(row[-1])
+        db.execute("insert into seal values (?, ?)", seal.values())
+        db.commit()
+        return db.serialize()
+
+
+def verdict_row(item: tuple[Key, Verdict]) -> tuple[str, ...]:
+    """A row of `verdicts`."""
+    key, verdict = item
+    row = (*key, str(verdict.outcome), json.dumps(dict(verdict.fields), sort_keys=True, default=str))
+    return (*row, _sha256(row))
+
+
+def spent_row(item: tuple[str, tuple[int, int, int]]) -> tuple:
+    """A row of `spent`."""
+    row = (item[0], *item[1])
+    return (*row, _sha256(row))
+
+
+class _Seal:
+    """A number of rows and the XOR of their hashes, whatever order they come in."""
+
+    def __init__(self, rows: int = 0, digest: str = "0"):
+        self.rows, self.digest = rows, int(digest, 16)
+
+    def add(self, row_sha256: str) -> None:
+        self.rows, self.digest = self.rows + 1, self.digest ^ int(row_sha256, 16)
+
+    def remove(self, row_sha256: str) -> None:
+        self.rows, self.digest = self.rows - 1, self.digest ^ int(row_sha256, 16)
+
+    def values(self) -> tuple[int, str]:
+        return self.rows, f"{self.digest:064x}"
+
+
+def _sha256(row: Iterable) -> str:
+    return hashlib.sha256(_BETWEEN.join(map(str, row)).encode()).hexdigest()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lpe_jax.errors import RunError
-from lpe_jax.records.files import write_whole
+from lpe_jax.records.files import CURE, read_bytes, write_whole
 from lpe_jax.types import Message, Prompt
 
 NAME = "prompts.jsonl"
@@ -22,8 +22,7 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
 
 def write_prompts(folder: Path, prompts: Sequence[Prompt]) -> None:
     """Puts them in a run folder, whole or not at all."""
-    lines = [json.dumps(dataclasses.asdict(prompt)) + "\n" for prompt in prompts]
-    write_whole(folder / NAME, lambda path: path.write_text("".join(lines), encoding="utf-8"))
+    write_whole(folder / NAME, "".join(json.dumps(dataclasses.asdict(prompt)) + "\n" for prompt in prompts))
 
 
 def read_prompts(folder: Path, expected: str) -> list[Prompt]:
@@ -36,13 +35,14 @@ def read_prompts(folder: Path, expected: str) -> list[Prompt]:
       RunError: they are not there, or are not those.
     """
     path = folder / NAME
+    data = read_bytes(path, None)
+    if data is None:
+        raise RunError(f"{path} is missing; the folder does not say what was asked")
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in data.splitlines()]
         prompts = [Prompt(row["id"], tuple(Message(**m) for m in row["messages"]), row["category"]) for row in rows]
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing; the folder does not say what was asked") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise RunError(f"{path} is damaged") from None
+    except (ValueError, KeyError, TypeError):
+        raise RunError(f"{path} is damaged; {CURE}") from None
     if prompts_digest(prompts) != expected:
-        raise RunError(f"{path} is damaged: these are not the prompts that run.json tells of")
+        raise RunError(f"{path} is damaged: these are not the prompts that run.json tells of; {CURE}")
     return prompts

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lpe_jax.errors import RunError
-from lpe_jax.records.files import append_line, part_files, part_name, read_lines, write_whole
+from lpe_jax.records import manifest
+from lpe_jax.records.files import CURE, make_folder, part_files, part_name
+from lpe_jax.records.index import Index
+from lpe_jax.records.manifest import Manifest
+from lpe_jax.records.shard import read_shard, write_shard
 from lpe_jax.types import Rollout
 
 SCHEMA = pa.schema(
@@ -30,12 +34,14 @@ SCHEMA = pa.schema(
         ("path_variance", pa.float32()),
     ]
 )
+# A shard is cut at whichever comes first, so that one in memory is never large, and little is lost by a crash.
 _SHARD_ROWS = 4096
+_SHARD_TOKENS = 1 << 20
 _SHARD_SECONDS = 30.0
 
 
 class RolloutStore:
-    """The rollouts of a run: appended in batches, read back whole.
+    """The rollouts of a run: appended in batches, found by an index, read shard by shard.
 
     A shard is written under a temporary name, synced and renamed, and only then named in manifest.jsonl with its
     sha256. What the manifest does not name does not exist: a shard that a crash left behind is overwritten. Processes
@@ -43,63 +49,111 @@ class RolloutStore:
     """
 
     def __init__(self, folder: Path, part: int = 0):
-        """part: number of the process that writes."""
-        self.folder = folder
-        self.part = part
-        self.manifest = folder / part_name("manifest.jsonl", part)
-        folder.mkdir(parents=True, exist_ok=True)
-        manifests = part_files(folder / "manifest.jsonl")
-        self._shards = {k: read_lines(path, mend=k == part) for k, path in manifests.items()}
-        self._own = self._shards.setdefault(part, [])
+        """part: number of the process that writes.
+
+        Raises:
+          RunError: a manifest is damaged, or the folder cannot be made.
+        """
+        self.folder, self.part = folder, part
+        make_folder(folder)
+        # Before the manifests: what is written in between is named in them.
+        last = last_shards(folder)
+        parts = part_files(folder / manifest.NAME).keys() | last.keys() | {part}
+        self.manifests = {k: Manifest(folder / part_name(manifest.NAME, k)) for k in sorted(parts)}
+        for k, own in self.manifests.items():
+            # One shard may have been written and not yet named; before a second one is, the first has been.
+            if last.get(k, -1) > next_shard(own.entries):
+                raise RunError(
+                    f"{own.path} ends before shard {next_shard(own.entries)}, and there is a shard {last[k]}: its last "
+                    f"lines are missing; {CURE}"
+                )
+        self._own = self.manifests[part]
+        self._next = next_shard(self._own.entries)
         self._buffer: list[Rollout] = []
+        self._tokens = 0
         self._flushed = time.monotonic()
+        self._index: Index | None = None
 
     def __len__(self) -> int:
         """Rows on disk."""
-        return sum(self.rows(part) for part in self._shards)
+        return sum(self.rows(part) for part in self.manifests)
 
     def rows(self, part: int) -> int:
         """Rows on disk that process `part` wrote."""
-        return sum(entry["rows"] for entry in self._shards.get(part, []))
+        return sum(entry["rows"] for entry in self.manifests[part].entries) if part in self.manifests else 0
 
-    def append(self, rollouts: list[Rollout]) -> None:
+    def append(self, rollouts: Sequence[Rollout]) -> None:
         """Takes rollouts; they are on disk after the next flush, which comes by itself in time."""
         self._buffer += rollouts
-        if len(self._buffer) >= _SHARD_ROWS or time.monotonic() - self._flushed > _SHARD_SECONDS:
+        self._tokens += sum(len(rollout.tokens) for rollout in rollouts)
+        full = len(self._buffer) >= _SHARD_ROWS or self._tokens >= _SHARD_TOKENS
+        if full or time.monotonic() - self._flushed > _SHARD_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Puts what is buffered on disk as one shard."""
+        """Puts what is buffered on disk as one shard.
+
+        Raises:
+          RunError: the disk does not take it; nothing is lost, and the next flush tries again.
+        """
         if self._buffer:
-            name = part_name(f"{len(self._own):06d}.parquet", self.part)
-            path = self.folder / name
-            table = to_table(self._buffer)
-            write_whole(path, lambda p: pq.write_table(table, p, compression="zstd", write_page_checksum=True))
-            entry = {"shard": name, "rows": table.num_rows, "sha256": file_sha256(path)}
-            append_line(self.manifest, entry)
-            self._own.append(entry)
-            self._buffer = []
+            path = self.folder / part_name(f"{self._next:06d}.parquet", self.part)
+            self._own.append(write_shard(path, to_table(self._buffer)))
+            self._next += 1
+            self._buffer, self._tokens, self._index = [], 0, None
         self._flushed = time.monotonic()
+
+    def index(self) -> Index:
+        """Where every committed rollout lies.
+
+        Raises:
+          RunError: a shard is missing or is not the file the manifest names.
+        """
+        if self._index is None:
+            self._index = Index([self._reader(*named) for named in self._shards()], from_table)
+        return self._index
 
     def read(self) -> Iterator[Rollout]:
         """Every committed rollout, in the order it was appended, one process's after another's.
 
         Raises:
-          RunError: a shard is missing or is not the file the manifest names.
+          RunError: as index.
         """
-        for part, entry in ((part, entry) for part, shards in self._shards.items() for entry in shards):
-            path, manifest = self.folder / entry["shard"], part_name("manifest.jsonl", part)
-            if not path.exists():
-                raise RunError(f"{path} is named in {manifest} but does not exist")
-            if file_sha256(path) != entry["sha256"]:
-                raise RunError(f"{path} is damaged: its sha256 is not the one in {manifest}")
-            yield from from_table(pq.read_table(path, page_checksum_verification=True))
+        for named in self._shards():
+            yield from from_table(self._reader(*named)())
+
+    def _shards(self):
+        return [(m.path.name, entry) for m in self.manifests.values() for entry in m.entries]
+
+    def _reader(self, name, entry):
+        return lambda columns=None: read_shard(self.folder, entry, name, columns)
 
 
-def to_table(rollouts: list[Rollout]) -> pa.Table:
+def shard_of(name: str) -> tuple[int, int] | None:
+    """The process that a shard with this file name is of, and its number; None for other files."""
+    found = re.fullmatch(r"(\d{6,})(?:-([1-9]\d*))?\.parquet", name)
+    return None if found is None else (int(found[2] or 0), int(found[1]))
+
+
+def last_shards(folder: Path) -> dict[int, int]:
+    """The highest number of each process's shards that are there, named in a manifest or not."""
+    found: dict[int, int] = {}
+    for part, number in filter(None, (shard_of(path.name) for path in folder.glob("*.parquet"))):
+        found[part] = max(number, found.get(part, -1))
+    return found
+
+
+def next_shard(entries: Iterable[Mapping[str, Any]]) -> int:
+    """The number of the shard that follows these. Not their count, as a repair leaves gaps."""
+    return 1 + max((shard_of(entry["shard"])[1] for entry in entries), default=-1)
+
+
+def to_table(rollouts: Sequence[Rollout]) -> pa.Table:
     """One row per rollout, by SCHEMA."""
-    columns = {field.name: [getattr(r, field.name) for r in rollouts] for field in SCHEMA}
-    return pa.table(columns, schema=SCHEMA)
+    columns = {field.name: [getattr(r, field.name) for r in rollouts] for field in SCHEMA if field.name != "tokens"}
+    ends = np.cumsum([0, *(len(r.tokens) for r in rollouts)], dtype=np.int32)
+    values = np.concatenate([np.asarray(r.tokens, np.int32) for r in rollouts]) if rollouts else np.zeros(0, np.int32)
+    return pa.table(columns | {"tokens": pa.ListArray.from_arrays(ends, values)}, schema=SCHEMA)
 
 
 def from_table(table: pa.Table) -> Iterator[Rollout]:
@@ -110,9 +164,3 @@ def from_table(table: pa.Table) -> Iterator[Rollout]:
     for row in range(table.num_rows):
         fields = {name: column[row] for name, column in columns.items()}
         yield Rollout(tokens=np.array(values[offsets[row] : offsets[row + 1]], np.int32), **fields)
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

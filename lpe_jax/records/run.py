@@ -14,10 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from lpe_jax.errors import RunError
-from lpe_jax.records.files import append_line, part_name, write_json, write_whole
+from lpe_jax.records.files import (
+    CURE,
+    append_line,
+    make_folder,
+    open_private,
+    part_name,
+    read_bytes,
+    write_json,
+    write_whole,
+)
 from lpe_jax.version import __version__
 
-FORMAT = 1
+FORMAT = 2
+NAME = "run.json"
+# Rollouts can be drawn again, and what they were drawn for cannot be told without it: it is there twice.
+COPY = ".run.json"
+_DIGEST = "sha256"
 _PACKAGES = ("jax", "jaxlib", "flax", "transformers", "tokenizers", "numpy", "scipy", "pyarrow", "safetensors")
 
 
@@ -54,8 +67,8 @@ class Run:
         if record is not None:
             _same_settings(folder, record["settings"], settings)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(folder / (f".lock-{part}" if part else ".lock"), "w")
+            make_folder(folder)
+            self._lock = open(open_private(folder / (f".lock-{part}" if part else ".lock")), "w")
         except OSError as error:
             raise RunError(f"--out={folder} cannot be written: {error.strerror}") from None
         try:
@@ -72,9 +85,9 @@ class Run:
             "started": _now(),
         }
         if record is None and keep_record:
-            write_json(folder / "run.json", self.record)
+            write_record(folder, self.record)
             if flags:
-                write_whole(folder / "flags.txt", lambda p: p.write_text(flags))
+                write_whole(folder / "flags.txt", flags)
 
     @property
     def finished(self) -> bool:
@@ -83,7 +96,7 @@ class Run:
     def finish(self) -> None:
         """Marks the run as complete."""
         self.record |= {"status": "finished", "finished": _now()}
-        write_json(self.folder / "run.json", self.record)
+        write_record(self.folder, self.record)
 
     def metric(self, **values: Any) -> None:
         """One line of metrics.jsonl, or of this process's own: timings and counters."""
@@ -119,20 +132,45 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     Raises:
       RunError: it is there and cannot be understood.
     """
-    path = folder / "run.json"
     if folder.exists() and not folder.is_dir():
         raise RunError(f"--out={folder} is a file, not a folder; choose another")
-    if not path.exists():
+    return read_record(folder / NAME)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A run.json, or the copy of it; None when there is none.
+
+    Raises:
+      RunError: it is there and cannot be understood, or is not what was written.
+    """
+    data = read_bytes(path, None)
+    if data is None:
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(data)
         known = record["format"] == FORMAT and record["status"] in ("started", "finished")
         known = known and isinstance(record["settings"], dict)
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError):
         known = False
     if not known:
-        raise RunError(f"{path} is damaged or was written by another version; move the folder away to start anew")
+        raise RunError(f"{path} is damaged or was written by another version; {CURE}")
+    if record.pop(_DIGEST, None) != _digest(record):
+        raise RunError(f"{path} is damaged: its sha256 of itself is not the one in it; {CURE}")
     return record
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Writes run.json, which says its own sha256, and a copy of it.
+
+    Raises:
+      RunError: the disk does not take it.
+    """
+    for name in (NAME, COPY):
+        write_json(folder / name, {**record, _DIGEST: _digest(record)})
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(dict(record), sort_keys=True).encode()).hexdigest()
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:

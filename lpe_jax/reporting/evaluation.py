@@ -34,7 +34,7 @@ def write_evaluation(rows: Iterable[Mapping[str, object]], path: str | os.PathLi
     writer.writeheader()
     for row in rows:
         writer.writerow({name: _cell(value) for name, value in row.items()})
-    write_whole(Path(path), lambda temporary: temporary.write_bytes(text.getvalue().encode("utf-8")))
+    write_whole(Path(path), text.getvalue())
 
 
 def evaluation_table(rows: Sequence[Mapping[str, object]]) -> str:

@@ -8,6 +8,7 @@ say 10^k, so that nothing underflows and a rate of 0 is simply below the axis.
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import warnings
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lpe_jax.estimation.intervals import clopper_pearson_log10
+from lpe_jax.records.files import write_whole
 from lpe_jax.reporting.table import PromptResult
 from lpe_jax.reporting.text import file_stem, printable, shorten
 from lpe_jax.types import Counts
@@ -206,4 +208,6 @@ def _figure(file: str | os.PathLike, size: tuple[float, float]) -> Iterator[Figu
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
         figure = Figure(figsize=size, layout="constrained")
         yield figure
-        figure.savefig(file, format=suffix[1:], dpi=300, metadata=metadata[suffix])
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=suffix[1:], dpi=300, metadata=metadata[suffix])
+        write_whole(Path(file), drawn.getvalue())

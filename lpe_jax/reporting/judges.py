@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lpe_jax.estimation.intervals import clopper_pearson
 from lpe_jax.estimation.two_phase import Audit, audit_quality, phase_audit
@@ -92,16 +92,14 @@ def cascade_words(phases: Mapping[tuple[str, str | None], int]) -> list[str]:
     return found
 
 
-def agreement_words(one: Mapping[Any, Outcome], other: Mapping[Any, Outcome], name: str, least: int = 1) -> list[str]:
+def agreement_words(both: Mapping[tuple[Outcome, Outcome], int], name: str, least: int = 1) -> list[str]:
     """How a judge agrees with an earlier one, `name`, where both have scored.
 
     Args:
-      one, other: the earlier judge's outcomes and the new one's, by whatever tells rollouts apart.
+      both: rollouts by the earlier judge's outcome and the new one's.
       least: fewer rollouts in common say nothing.
     """
-    both = Counter(
-        (one[key], other[key]) for key in one.keys() & other.keys() if Outcome.UNSCORED not in (one[key], other[key])
-    )
+    both = Counter({words: n for words, n in both.items() if Outcome.UNSCORED not in words})
     total = sum(both.values())
     if total < least:
         return []

@@ -224,7 +224,7 @@ def write_csv(rows: Iterable[Mapping[str, str]], path: str | os.PathLike) -> Non
     writer.writeheader()
     for row in rows:
         writer.writerow({**row, **{name: spreadsheet_safe(printable(row[name])) for name in TEXT_COLUMNS}})
-    write_whole(Path(path), lambda temporary: temporary.write_bytes(text.getvalue().encode("utf-8")))
+    write_whole(Path(path), text.getvalue())
 
 
 def terminal_table(results: Sequence[PromptResult], width: int = 120) -> str:

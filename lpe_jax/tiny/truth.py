@@ -371,8 +371,7 @@ def describe_check(bins: Sequence[dict[str, float]]) -> str:
 def write_truth(folder: Path, table: dict[str, Any]) -> Path:
     """Writes the table to truth.json in `folder`; the file is there whole or not at all."""
     path = folder / FILE
-    text = json.dumps(table, indent=1, allow_nan=False) + "\n"
-    write_whole(path, lambda p: p.write_text(text, encoding="utf-8"))
+    write_whole(path, json.dumps(table, indent=1, allow_nan=False) + "\n")
     return path
 
 

@@ -15,13 +15,17 @@ from lpe_jax.records.ledger import Key, Ledger
 from lpe_jax.records.prompts import prompts_digest, read_prompts, write_prompts
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.records.run import Run, settings_hash
-from lpe_jax.types import Message, Outcome, Prompt, Rollout, Verdict
+from lpe_jax.types import Message, Outcome, Prompt, Request, Rollout, Verdict
 
 
 def rollout(i, text="some text", tokens=None):
     tokens = np.arange(i % 7, dtype=np.int32) if tokens is None else tokens
     sums = np.float32([-1.5 * i, -2.25, -0.1, 3.25, 0.5])
     return Rollout(f"p{i % 3}", 0.95 - 0.05 * (i % 5), i, tokens, text, "stop", *map(float, sums))
+
+
+def request(r):
+    return Request(r.prompt_id, r.alpha, r.index)
 
 
 def same(a, b):
@@ -66,12 +70,11 @@ def test_a_shard_that_is_not_in_the_manifest_does_not_exist(tmp_path):
 
 
 def test_torn_manifest_line_is_cut_off(tmp_path):
-    store = RolloutStore(tmp_path)
+    store, manifest = RolloutStore(tmp_path), tmp_path / "manifest.jsonl"
     for i in range(2):
         store.append([rollout(i)])
         store.flush()
-    lines = store.manifest.read_bytes()
-    store.manifest.write_bytes(lines[:-10])
+    manifest.write_bytes(manifest.read_bytes()[:-10])
     again = RolloutStore(tmp_path)
     assert len(again) == 1
     again.append([rollout(5)])
@@ -95,37 +98,89 @@ def test_processes_write_files_of_their_own_and_read_all(tmp_path):
         assert [r.index for r in store.read()] == [0, 1, 2] and store.rows(part) == (part < 5)
 
 
-def test_the_torn_line_of_another_process_is_left_to_it(tmp_path):
-    """It may be about to write the rest."""
-    store = RolloutStore(tmp_path, 1)
-    for i in range(2):
-        store.append([rollout(i)])
-        store.flush()
-    torn = store.manifest.read_bytes()[:-10]
-    store.manifest.write_bytes(torn)
-    assert len(RolloutStore(tmp_path)) == 1 and store.manifest.read_bytes() == torn
-    assert len(RolloutStore(tmp_path, 1)) == 1 and torn.startswith(store.manifest.read_bytes())
-    assert store.manifest.read_bytes() != torn
+@pytest.mark.parametrize("torn", [b'{"rows": 1, "sha', b"\0" * 40, b'{"rows": 1' + b"\0" * 30 + b'"}\n'])
+def test_what_a_crash_left_of_a_line_is_no_line(tmp_path, torn):
+    """A part of it, or zeros where the disk had the length and not the data; whoever writes next takes its place."""
+    store, manifest = RolloutStore(tmp_path, 1), tmp_path / "manifest-1.jsonl"
+    store.append([rollout(0)])
+    store.flush()
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole + torn)
+    assert len(RolloutStore(tmp_path)) == 1 and manifest.read_bytes() == whole + torn, "it is another's to write"
+    again = RolloutStore(tmp_path, 1)
+    again.append([rollout(5)])
+    again.flush()
+    assert [r.index for r in RolloutStore(tmp_path).read()] == [0, 5]
 
 
 def test_damaged_shards_are_seen(tmp_path):
     store = RolloutStore(tmp_path)
     store.append([rollout(i) for i in range(30)])
     store.flush()
-    path = tmp_path / "000000.parquet"
-    data = path.read_bytes()
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        flipped = bytearray(data)
-        flipped[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
-        path.write_bytes(flipped)
-        with pytest.raises(RunError, match="000000.parquet is damaged"):
-            list(RolloutStore(tmp_path).read())
-    path.unlink()
-    with pytest.raises(RunError, match="does not exist"):
-        list(RolloutStore(tmp_path).read())
-    store.manifest.write_text("{}}\n")
-    with pytest.raises(RunError, match="line 1"):
+    (tmp_path / "000000.parquet").unlink()
+    for read in (lambda: list(RolloutStore(tmp_path).read()), RolloutStore(tmp_path).index):
+        with pytest.raises(RunError, match="000000.parquet is named in manifest.jsonl but does not exist"):
+            read()
+    (tmp_path / "manifest.jsonl").write_text("{}}\n")
+    with pytest.raises(RunError, match="manifest.jsonl, line 1 is damaged"):
+        RolloutStore(tmp_path)
+
+
+def test_an_index_finds_and_fetches(tmp_path, monkeypatch):
+    """Against a dictionary of all rollouts, written by two processes in shards of ten, with some written twice."""
+    monkeypatch.setattr(rollouts, "_SHARD_ROWS", 10)
+    rng, written = np.random.default_rng(0), [rollout(i, text=f"text {i}") for i in range(300)]
+    for part, own in enumerate((written[:170], written[150:])):
+        store = RolloutStore(tmp_path, part)
+        for r in own:
+            store.append([r])
+        store.flush()
+    index = RolloutStore(tmp_path).index()
+    assert (len(index), index.total) == (300, 320)
+    order = rng.permutation(300)
+    places = index.find([request(written[i]) for i in order])
+    assert sorted(places) == index.places().tolist() == [*range(170), *range(190, 320)], "the first of each counts"
+    assert all(same(written[i], r) for i, r in zip(order, index.fetch(places), strict=True))
+    assert index.fetch([]) == [] and index.find([]).tolist() == []
+    others = [Request("p0", 0.95, 1), Request("p9", 0.95, 0), Request("p0", 0.5, 0), Request("p0", 0.95, 10**9)]
+    assert index.find(others).tolist() == [-1] * 4
+    for prompt_id in ("p0", "p1", "p2"):
+        own = [r for r in written if r.prompt_id == prompt_id]
+        alphas, places = index.of_prompt(prompt_id)
+        assert alphas.tolist() == [r.alpha for r in own]
+        assert all(same(a, b) for a, b in zip(own, index.fetch(places), strict=True))
+    assert index.of_prompt("p9")[1].tolist() == []
+    empty = RolloutStore(tmp_path / "new").index()
+    assert len(empty) == 0 and empty.find(others).tolist() == [-1] * 4 and empty.places().tolist() == []
+
+
+def test_an_index_is_of_what_was_flushed(tmp_path):
+    store = RolloutStore(tmp_path)
+    store.append([rollout(0)])
+    assert len(store.index()) == 0
+    store.flush()
+    assert len(store.index()) == 1 and store.index() is store.index()
+
+
+def test_long_rollouts_make_shards_of_fewer_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(rollouts, "_SHARD_TOKENS", 100)
+    store = RolloutStore(tmp_path)
+    for i in range(40):
+        store.append([rollout(i, tokens=np.zeros(30, np.int32))])
+    assert [entry["rows"] for entry in store.manifests[0].entries] == [4] * 10
+
+
+def test_a_manifest_that_lost_its_end_is_seen(tmp_path):
+    """One line may never have been written; more of them were."""
+    store, manifest = RolloutStore(tmp_path), tmp_path / "manifest.jsonl"
+    for i in range(4):
+        store.append([rollout(i)])
+        store.flush()
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    manifest.write_bytes(b"".join(lines[:3]))
+    assert len(RolloutStore(tmp_path)) == 3
+    manifest.write_bytes(b"".join(lines[:2]))
+    with pytest.raises(RunError, match="manifest.jsonl ends before shard 2, and there is a shard 3"):
         RolloutStore(tmp_path)
 
 
@@ -194,11 +249,28 @@ def test_damaged_verdicts_are_seen(tmp_path):
     with sqlite3.connect(path) as db:
         db.execute("update verdicts set outcome = 'complied'")
     db.close()
-    with pytest.raises(RunError, match="damaged"):
-        Ledger(path).get([key])
-    path.write_bytes(b"this is no database" * 100)
-    with pytest.raises(RunError, match="cannot be opened"):
+    with pytest.raises(RunError, match="verdicts.sqlite is damaged: a row of verdicts is not what was written"):
         Ledger(path)
+    for data in (b"this is no database" * 100, b""):
+        path.write_bytes(data)
+        with pytest.raises(RunError, match="verdicts.sqlite cannot be opened as a verdict ledger: "):
+            Ledger(path)
+    path.unlink()
+    path.with_name("verdicts.sqlite-wal").touch()
+    with pytest.raises(RunError, match="verdicts.sqlite is missing, and verdicts.sqlite-wal"):
+        Ledger(path)
+
+
+def test_a_row_changed_under_an_open_ledger_is_seen(tmp_path):
+    ledger = Ledger(tmp_path / "verdicts.sqlite")
+    key = Key.of("judge", PROMPT, "a")
+    ledger.put({key: Verdict(Outcome.REFUSED, {})})
+    with sqlite3.connect(ledger.path) as db:
+        db.execute("update verdicts set outcome = 'complied'")
+    db.close()
+    with pytest.raises(RunError, match="damaged: the verdict on response"):
+        ledger.get([key])
+    ledger.close()
 
 
 def test_run_folder_belongs_to_its_settings(tmp_path):
@@ -234,7 +306,7 @@ def test_a_crash_before_the_first_record_does_not_lock_the_folder(tmp_path):
         assert not run.finished
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99, "status": "started", "settings": {}}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1, "status": "started", "settings": {}}'])
 def test_damaged_run_json(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(RunError, match=r"run\.json is damaged"):
@@ -263,9 +335,8 @@ def test_a_ledger_learns_what_others_know(tmp_path):
     assert not list(tmp_path.glob("*-wal"))
     with sqlite3.connect(other.path) as db:
         db.execute("update verdicts set outcome = 'refused'")
-    own.learn([other.path])
-    with pytest.raises(RunError, match="damaged"):
-        own.get([c])
+    with pytest.raises(RunError, match="other.sqlite is damaged"):
+        own.learn([other.path])
     (tmp_path / "odd.sqlite").write_text("not a database, and long enough to be looked at" * 50)
     with pytest.raises(RunError, match="odd.sqlite cannot be read"):
         own.learn([tmp_path / "odd.sqlite"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -13,19 +14,26 @@ from lpe_jax.errors import UserError
 FLAGS = flags.FLAGS
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[..., None], argument: str | None = None) -> None:
     """Parses flags and calls main; a UserError becomes one line on stderr and exit status 2.
 
-    Status 130 is an interrupt from the keyboard: what is on disk stays, and the same command goes on from there.
+    What a program writes is for its user alone to read, as responses may be harmful text. Status 130 is an interrupt
+    from the keyboard: what is on disk stays, and the same command goes on from there.
+
+    Args:
+      argument: what the one argument is that main is called with, besides flags; None is none.
     """
 
     def guarded(argv: list[str]) -> None:
-        if len(argv) > 1:
-            fail(f"unexpected argument {argv[1]!r}; options are written --name=value, see --help")
+        taken = 1 if argument is None else 2
+        if len(argv) > taken:
+            fail(f"unexpected argument {argv[taken]!r}; options are written --name=value, see --help")
+        if len(argv) < taken:
+            fail(f"{argument} is missing, see --help")
         # JAX reports at INFO which backends it did not find; that is no news to the user.
         logging.getLogger("jax").setLevel(logging.WARNING)
         try:
-            main()
+            main(*argv[1:])
         except UserError as error:
             fail(str(error))
         except RuntimeError as error:
@@ -37,6 +45,7 @@ def run(main: Callable[[], None]) -> None:
             print("\ninterrupted; the same command goes on from what is on disk", file=sys.stderr)
             sys.exit(130)
 
+    os.umask(0o077)
     app.run(guarded)
 
 

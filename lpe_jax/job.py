@@ -30,7 +30,7 @@ from lpe_jax.processes import ALONE, Processes
 from lpe_jax.records.files import write_whole
 from lpe_jax.records.ledger import Ledger
 from lpe_jax.records.prompts import write_prompts
-from lpe_jax.records.rollouts import RolloutStore
+from lpe_jax.records.rollouts import FOLDER, RolloutStore
 from lpe_jax.records.run import Run, check_folder, read_run, settings_hash
 from lpe_jax.reporting import figures, table
 from lpe_jax.reporting.judges import cascade_words, judging_words, verdict_words
@@ -188,7 +188,7 @@ def _run(
         if draw_figures:
             _draw_figures(results, folder / "figures")
         opened.metric(event="finished", seconds=round(time.monotonic() - began, 1))
-        opened.finish()
+        opened.finish("estimates.csv", TABLE)
 
 
 def _is_finished(folder: Path, asked: Mapping[str, Any]) -> bool:
@@ -223,7 +223,7 @@ class _Drawing:
 
     def store(self) -> RolloutStore:
         """What every process has on disk by now, and what this one adds."""
-        return RolloutStore(self.opened.folder / "rollouts", self.processes.index)
+        return RolloutStore(self.opened.folder / FOLDER, self.processes.index)
 
     def draw(self, prompts: Sequence[Prompt], sampler: Sampler | live.Stored, *, quiet: bool = False) -> _Found:
         """Each prompt's rollouts and what they say, printed as it comes, and its naive check by prompt id."""

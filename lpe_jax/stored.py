@@ -26,7 +26,7 @@ from lpe_jax.judging.desk import Item
 from lpe_jax.judging.settings import JudgeSettings
 from lpe_jax.records.index import Index
 from lpe_jax.records.prompts import read_prompts
-from lpe_jax.records.rollouts import RolloutStore
+from lpe_jax.records.rollouts import FOLDER, RolloutStore
 from lpe_jax.records.run import read_run
 from lpe_jax.reporting.table import PromptResult
 from lpe_jax.results import phases_of, result_of, results_of
@@ -134,7 +134,7 @@ def open_stored(folder: Path) -> Stored:
     if "procedure" not in record["settings"]:
         raise RunError(f"--run={folder} is a bank, which keeps no responses; judge a run of experiments.estimate")
     prompts = read_prompts(folder, record["asked"]["prompt_texts"])
-    return Stored(folder, record, prompts, RolloutStore(folder / "rollouts"))
+    return Stored(folder, record, prompts, RolloutStore(folder / FOLDER))
 
 
 def estimated(stored: Stored, job: Job, verdicts: Verdicts) -> tuple[list[PromptResult], Counter]:

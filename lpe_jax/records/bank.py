@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lpe_jax.errors import RunError
 from lpe_jax.records import manifest
@@ -122,10 +123,10 @@ class BankStore:
         Raises:
           RunError: the disk does not take it.
         """
-        written = write_shard(self.folder / f"{number:06d}.parquet", to_table(shard))
-        about = {"number": number, "prompt_id": shard.prompt_id, "rollouts": int(shard.rows.count.sum())}
-        self._own.append(about | written)
-        self._take(self._own, about | written)
+        path, table = self.folder / f"{number:06d}.parquet", to_table(shard)
+        entry = about(path.name, table) | {"sha256": write_shard(path, table)}
+        self._own.append(entry)
+        self._take(self._own, entry)
 
     def read(self, number: int) -> Shard:
         """One prompt's shard.
@@ -139,6 +140,17 @@ class BankStore:
 
     def _take(self, own: Manifest, entry: dict[str, Any]) -> None:
         self.entries[entry["number"]], self._named_in[entry["number"]] = entry, own.path.name
+
+
+def about(name: str, table: pa.Table) -> dict[str, Any]:
+    """What a line of the manifest says of a shard besides its sha256."""
+    return {
+        "shard": name,
+        "number": int(name.partition(".")[0]),
+        "prompt_id": json.loads(table.schema.metadata[_META])["prompt_id"],
+        "rows": table.num_rows,
+        "rollouts": int(pc.sum(table.column("count")).as_py() or 0),
+    }
 
 
 def to_table(shard: Shard) -> pa.Table:

@@ -41,6 +41,19 @@ def write_whole(path: Path, data: bytes | str) -> None:
             raise
 
 
+def move(source: Path, target: Path) -> None:
+    """Gives a file another name, in the place of what has it, on disk.
+
+    Raises:
+      RunError: the disk does not take it.
+    """
+    make_folder(target.parent)
+    with _named(target):
+        os.replace(source, target)
+        _sync_folder(target.parent)
+        _sync_folder(source.parent)
+
+
 def write_json(path: Path, value: Any) -> None:
     """A JSON file, whole or not at all; NaN and infinities are refused as JSON has none."""
     write_whole(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")

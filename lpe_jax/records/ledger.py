@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import sqlite3
 import threading
@@ -15,6 +16,7 @@ from lpe_jax.errors import RunError
 from lpe_jax.records.files import CURE, write_whole
 from lpe_jax.types import Outcome, Prompt, Verdict
 
+NAME = "verdicts.sqlite"
 _VERDICTS = """
   judge text,
   prompt text,               -- sha256 of its turns
@@ -35,6 +37,11 @@ create table spent (
 ) without rowid;
 create table seal (rows integer not null, digest text not null);  -- how many there are above, their hashes' XOR
 """
+_KEYS = {"verdicts": ("judge", "prompt", "response"), "spent": ("judge",)}
+_INSERT = {
+    "verdicts": "insert or ignore into verdicts values (?, ?, ?, ?, ?, ?)",
+    "spent": "insert into spent values (?, ?, ?, ?, ?)",
+}
 _TIMEOUT_SECONDS = 60.0
 # What no column holds in it: hashes are of columns that it joins.
 _BETWEEN = "\x1f"
@@ -75,9 +82,10 @@ class Ledger:
         self.path = path
         self._lock = threading.Lock()
         if not path.exists():
-            if (log := path.with_name(f"{path.name}-wal")).exists():
-                raise RunError(f"{path} is missing, and {log.name}, which belongs to it, is there; {CURE}")
-            write_whole(path, whole_ledger((), ()))
+            # SQLite would take what is in one for a part of the new file.
+            if logs := logs_of(path):
+                raise RunError(f"{path} is missing, and {logs[0].name}, which belongs to it, is there; {CURE}")
+            write_whole(path, _empty())
         with self._told("opened"), contextlib.ExitStack() as failed:
             self._db = sqlite3.connect(path, timeout=_TIMEOUT_SECONDS, check_same_thread=False)
             failed.callback(self._db.close)
@@ -124,18 +132,21 @@ class Ledger:
         Raises:
           RunError: the disk does not take it; none of it is there then.
         """
+        rows = (("verdicts", _verdict_row(item)) for item in verdicts.items())
+        self._insert(itertools.chain(rows, (("spent", _spent_row(item)) for item in (spent or {}).items())))
+
+    def _insert(self, rows: Iterable[tuple[str, tuple]]) -> None:
+        """(table, row) of each, in one transaction. A verdict that is there stays; what was spent is replaced."""
         with self._lock, self._told("written"), self._db:
             self._db.execute("begin immediate")
             seal = _Seal(*self._db.execute("select rows, digest from seal").fetchone())
-            for row in map(verdict_row, verdicts.items()):
-                if self._db.execute("insert or ignore into verdicts values (?, ?, ?, ?, ?, ?)", row).rowcount:
+            for table, row in rows:
+                if table == "spent":
+                    for (old,) in self._db.execute("select row_sha256 from spent where judge = ?", row[:1]).fetchall():
+                        seal.remove(old)
+                    self._db.execute("delete from spent where judge = ?", row[:1])
+                if self._db.execute(_INSERT[table], row).rowcount:
                     seal.add(row[-1])
-            for row in map(spent_row, (spent or {}).items()):
-                old = self._db.execute("select row_sha256 from spent where judge = ?", row[:1]).fetchone()
-                if old is not None:
-                    seal.remove(old[0])
-                seal.add(row[-1])
-                self._db.execute("insert or replace into spent values (?, ?, ?, ?, ?)", row)
             self._db.execute("update seal set rows = ?, digest = ?", seal.values())
 
     def spent(self, judge: str) -> tuple[int, int, int]:
@@ -174,13 +185,13 @@ def verified(db: sqlite3.Connection, path: Path) -> Iterator[tuple[str, tuple]]:
     seal = _Seal()
     db.execute("begin")
     try:
-        for table, columns in (("verdicts", 3), ("spent", 1)):
+        for table, columns in _KEYS.items():
             last = ()
             for row in db.execute(f"select * from {table}"):
                 # Rows out of order could not be found by their key.
-                if row[-1] != _sha256(row[:-1]) or last >= row[:columns]:
+                if row[-1] != _sha256(row[:-1]) or last >= row[: len(columns)]:
                     raise RunError(f"{path} is damaged: a row of {table} is not what was written; {CURE}")
-                last = row[:columns]
+                last = row[: len(columns)]
                 seal.add(row[-1])
                 yield table, row
         if db.execute("select rows, digest from seal").fetchall() != [seal.values()]:
@@ -189,31 +200,76 @@ def verified(db: sqlite3.Connection, path: Path) -> Iterator[tuple[str, tuple]]:
         db.rollback()
 
 
-def whole_ledger(verdicts: Iterable[tuple], spent: Iterable[tuple]) -> bytes:
-    """The file of a ledger with these rows, which end in their hashes."""
-    seal = _Seal()
-    with contextlib.closing(sqlite3.connect(":memory:")) as db:
-        db.executescript(_TABLES)
-        for table, rows in (("verdicts", verdicts), ("spent", spent)):
-            for row in rows:
-                db.execute(f"insert into {table} values ({', '.join('?' * len(row))})", row)
-                seal.add(row[-1])
-        db.execute("insert into seal values (?, ?)", seal.values())
-        db.commit()
-        return db.serialize()
+def logs_of(path: Path) -> list[Path]:
+    """The files of a ledger with what was not yet put into it when a process was killed."""
+    return [log for ending in ("-wal", "-journal") if (log := path.with_name(path.name + ending)).exists()]
 
 
-def verdict_row(item: tuple[Key, Verdict]) -> tuple[str, ...]:
+def check_ledger(path: Path) -> int:
+    """Goes over a ledger that nobody writes to, and leaves it as it is; returns how many verdicts are in it.
+
+    Raises:
+      RunError: it is damaged.
+    """
+    try:
+        with contextlib.closing(_to_read(path)) as db:
+            return sum(table == "verdicts" for table, _ in verified(db, path))
+    except sqlite3.Error as error:
+        raise RunError(f"{path} is damaged: {error}") from None
+
+
+def salvage(damaged: Path, target: Path) -> int:
+    """Makes a ledger of those rows of another that can be read and are what was written; returns how many verdicts.
+
+    Raises:
+      RunError: the disk does not take it.
+    """
+    with contextlib.closing(Ledger(target)) as ledger:
+        ledger._insert(_readable(damaged))
+    return check_ledger(target)
+
+
+def _readable(path: Path) -> Iterator[tuple[str, tuple]]:
+    """(table, row) of what is as it was written; some may come twice."""
+    with contextlib.closing(_to_read(path)) as db:
+        for table, columns in _KEYS.items():
+            # Where it cannot be read on, from its other end.
+            for way in ("asc", "desc"):
+                order = ", ".join(f"{column} {way}" for column in columns)
+                try:
+                    for row in db.execute(f"select * from {table} order by {order}"):
+                        if row[-1] == _sha256(row[:-1]):
+                            yield table, row
+                    break
+                except sqlite3.Error:
+                    pass
+
+
+def _to_read(path: Path) -> sqlite3.Connection:
+    """Without locks and files beside it, unless a log has to be put in first."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}{'' if logs_of(path) else '?immutable=1'}", uri=True)
+
+
+def _verdict_row(item: tuple[Key, Verdict]) -> tuple[str, ...]:
     """A row of `verdicts`."""
     key, verdict = item
     row = (*key, str(verdict.outcome), json.dumps(dict(verdict.fields), sort_keys=True, default=str))
     return (*row, _sha256(row))
 
 
-def spent_row(item: tuple[str, tuple[int, int, int]]) -> tuple:
+def _spent_row(item: tuple[str, tuple[int, int, int]]) -> tuple:
     """A row of `spent`."""
     row = (item[0], *item[1])
     return (*row, _sha256(row))
+
+
+def _empty() -> bytes:
+    """The file of a ledger without verdicts."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(_TABLES)
+        db.execute("insert into seal values (?, ?)", _Seal().values())
+        db.commit()
+        return db.serialize()
 
 
 class _Seal:

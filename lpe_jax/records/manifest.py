@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from lpe_jax.records.files import CURE, read_bytes, write_after, write_whole
 
 NAME = "manifest.jsonl"
 _CHAIN = "chain"
+# What shards are called: no line can name a file elsewhere.
+_SHARD = r"\d{6,}(-\d+)?\.parquet"
 
 
 class Manifest:
@@ -30,9 +33,9 @@ class Manifest:
           RunError: it cannot be read, or is damaged.
         """
         self.path, self.entries = path, list[dict[str, Any]]()
-        self._size, self._last = 0, _first(path)
-        for number, line in enumerate(whole_lines(read_bytes(path)), start=1):
-            entry = read_line(line)
+        self._size, self._last = 0, path.name
+        for number, line in enumerate(_whole_lines(read_bytes(path)), start=1):
+            entry = _read_line(line)
             if entry is None or entry.pop(_CHAIN, None) != _hash(self._last, entry):
                 raise RunError(
                     f"{path}, line {number} is damaged, or one before it is missing: its hash is not that of these "
@@ -50,31 +53,38 @@ class Manifest:
         write_after(self.path, self._size, line)
         self._take(entry, line)
 
-    def rewrite(self, entries: Iterable[dict[str, Any]]) -> None:
-        """Has these be all its lines, or leaves it as it is.
-
-        Raises:
-          RunError: the disk does not take it.
-        """
-        kept, lines, last = list(entries), [], _first(self.path)
-        for entry in kept:
-            lines.append(_line(last, entry))
-            last = _hash(last, entry)
-        write_whole(self.path, b"".join(lines))
-        self.entries, self._size, self._last = kept, sum(map(len, lines)), last
-
     def _take(self, entry: dict[str, Any], line: bytes) -> None:
         self.entries.append(entry)
         self._size, self._last = self._size + len(line), _hash(self._last, entry)
 
 
-def whole_lines(data: bytes) -> list[bytes]:
-    """The lines of a manifest that an append has returned from, with their newlines."""
+def write_manifest(path: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Has these be all the lines of a manifest, or leaves it as it is.
+
+    Raises:
+      RunError: the disk does not take it.
+    """
+    lines, last = [], path.name
+    for entry in entries:
+        lines.append(_line(last, entry))
+        last = _hash(last, entry)
+    write_whole(path, b"".join(lines))
+
+
+def readable_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a damaged manifest that name a shard and its sha256, rightly or wrongly."""
+    found = (line for line in map(_read_line, _whole_lines(read_bytes(path))) if line is not None)
+    names = (_SHARD, "shard"), (r"[0-9a-f]{64}", "sha256")
+    return [line for line in found if all(re.fullmatch(like, str(line.get(name))) for like, name in names)]
+
+
+def _whole_lines(data: bytes) -> list[bytes]:
+    """The lines that an append has returned from, with their newlines."""
     lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
-    return lines[:-1] if lines and b"\0\0" in lines[-1] else lines
+    return lines[:-1] if lines and b"\0" in lines[-1] else lines
 
 
-def read_line(line: bytes) -> dict[str, Any] | None:
+def _read_line(line: bytes) -> dict[str, Any] | None:
     """The object that a line is; None if it is none."""
     try:
         value = json.loads(line)
@@ -87,14 +97,11 @@ def _line(last: str, entry: dict[str, Any]) -> bytes:
     return _json(entry | {_CHAIN: _hash(last, entry)}) + b"\n"
 
 
-def _first(path: Path) -> str:
-    return path.name
-
-
 def _hash(last: str, entry: dict[str, Any]) -> str:
     """Of a line, and by the hash of the line before it of all that are before."""
     return hashlib.sha256(last.encode() + _json(entry)).hexdigest()
 
 
 def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, sort_keys=True).encode()
+    # Without spaces: one bit makes a zero of a space, and a zero is what a power loss leaves.
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import pyarrow as pa
 
 from lpe_jax.errors import RunError
 from lpe_jax.records import manifest
-from lpe_jax.records.files import CURE, make_folder, part_files, part_name
+from lpe_jax.records.files import CURE, part_files, part_name
 from lpe_jax.records.index import Index
 from lpe_jax.records.manifest import Manifest
 from lpe_jax.records.shard import read_shard, write_shard
 from lpe_jax.types import Rollout
 
+FOLDER = "rollouts"
 SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -52,23 +53,23 @@ class RolloutStore:
         """part: number of the process that writes.
 
         Raises:
-          RunError: a manifest is damaged, or the folder cannot be made.
+          RunError: a manifest is damaged, or lacks what it once had.
         """
         self.folder, self.part = folder, part
-        make_folder(folder)
         # Before the manifests: what is written in between is named in them.
-        last = last_shards(folder)
-        parts = part_files(folder / manifest.NAME).keys() | last.keys() | {part}
+        there = [path.name for path in folder.glob("*.parquet")]
+        parts = {part, *part_files(folder / manifest.NAME), *(of[0] for of in map(shard_of, there) if of)}
         self.manifests = {k: Manifest(folder / part_name(manifest.NAME, k)) for k in sorted(parts)}
         for k, own in self.manifests.items():
             # One shard may have been written and not yet named; before a second one is, the first has been.
-            if last.get(k, -1) > next_shard(own.entries):
+            due, last = next_shard(_named(own), k), next_shard(there, k) - 1
+            if last > due:
                 raise RunError(
-                    f"{own.path} ends before shard {next_shard(own.entries)}, and there is a shard {last[k]}: its last "
-                    f"lines are missing; {CURE}"
+                    f"{own.path} ends before shard {due}, and there is a shard {last}: its last lines are missing; "
+                    f"{CURE}"
                 )
         self._own = self.manifests[part]
-        self._next = next_shard(self._own.entries)
+        self._next = next_shard(_named(self._own), part)
         self._buffer: list[Rollout] = []
         self._tokens = 0
         self._flushed = time.monotonic()
@@ -98,7 +99,8 @@ class RolloutStore:
         """
         if self._buffer:
             path = self.folder / part_name(f"{self._next:06d}.parquet", self.part)
-            self._own.append(write_shard(path, to_table(self._buffer)))
+            table = to_table(self._buffer)
+            self._own.append(about(path.name, table) | {"sha256": write_shard(path, table)})
             self._next += 1
             self._buffer, self._tokens, self._index = [], 0, None
         self._flushed = time.monotonic()
@@ -129,23 +131,24 @@ class RolloutStore:
         return lambda columns=None: read_shard(self.folder, entry, name, columns)
 
 
+def about(name: str, table: pa.Table) -> dict[str, Any]:
+    """What a line of the manifest says of a shard besides its sha256."""
+    return {"shard": name, "rows": table.num_rows}
+
+
 def shard_of(name: str) -> tuple[int, int] | None:
     """The process that a shard with this file name is of, and its number; None for other files."""
     found = re.fullmatch(r"(\d{6,})(?:-([1-9]\d*))?\.parquet", name)
     return None if found is None else (int(found[2] or 0), int(found[1]))
 
 
-def last_shards(folder: Path) -> dict[int, int]:
-    """The highest number of each process's shards that are there, named in a manifest or not."""
-    found: dict[int, int] = {}
-    for part, number in filter(None, (shard_of(path.name) for path in folder.glob("*.parquet"))):
-        found[part] = max(number, found.get(part, -1))
-    return found
+def next_shard(names: Iterable[str], part: int) -> int:
+    """The number of a process's shard after those with these file names. Not their count: a repair leaves gaps."""
+    return 1 + max((of[1] for of in map(shard_of, names) if of is not None and of[0] == part), default=-1)
 
 
-def next_shard(entries: Iterable[Mapping[str, Any]]) -> int:
-    """The number of the shard that follows these. Not their count, as a repair leaves gaps."""
-    return 1 + max((shard_of(entry["shard"])[1] for entry in entries), default=-1)
+def _named(own: Manifest) -> list[str]:
+    return [entry["shard"] for entry in own.entries]
 
 
 def to_table(rollouts: Sequence[Rollout]) -> pa.Table:

@@ -85,17 +85,26 @@ class Run:
             "started": _now(),
         }
         if record is None and keep_record:
-            write_record(folder, self.record)
-            if flags:
-                write_whole(folder / "flags.txt", flags)
+            try:
+                write_record(folder, self.record)
+                if flags:
+                    write_whole(folder / "flags.txt", flags)
+            except RunError:
+                self.close()
+                raise
 
     @property
     def finished(self) -> bool:
         return self.record["status"] == "finished"
 
-    def finish(self) -> None:
-        """Marks the run as complete."""
+    def finish(self, *made: str) -> None:
+        """Marks the run as complete.
+
+        Args:
+          made: files of the folder that it came to, whose sha256 are kept.
+        """
         self.record |= {"status": "finished", "finished": _now()}
+        self.record["made"] = {name: hashlib.sha256(read_bytes(self.folder / name)).hexdigest() for name in made}
         write_record(self.folder, self.record)
 
     def metric(self, **values: Any) -> None:
@@ -120,6 +129,8 @@ def check_folder(folder: Path) -> dict[str, Any] | None:
       RunError: as read_run, or the folder holds something else.
     """
     record = read_run(folder)
+    if record is None and (folder / COPY).exists():
+        raise RunError(f"{folder / NAME} is missing, and {COPY}, which is a copy of it, is there; {CURE}")
     # Names with a dot are our lock, and what a crash left of a file that never was.
     if record is None and folder.exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
         raise RunError(f"--out={folder} is not empty and is not a run folder; choose another")

@@ -14,8 +14,8 @@ from lpe_jax.errors import RunError
 from lpe_jax.records.files import CURE, read_bytes, write_whole
 
 
-def write_shard(path: Path, table: pa.Table) -> dict[str, Any]:
-    """Writes a table, whole or not at all, and returns what a manifest says of it: name, rows and sha256.
+def write_shard(path: Path, table: pa.Table) -> str:
+    """Writes a table, whole or not at all, and returns the file's sha256.
 
     Raises:
       RunError: the disk does not take it.
@@ -25,7 +25,7 @@ def write_shard(path: Path, table: pa.Table) -> dict[str, Any]:
     # Of what was meant to be written, before a disk has had it.
     data = stream.getvalue()
     write_whole(path, data)
-    return {"shard": path.name, "rows": table.num_rows, "sha256": hashlib.sha256(data).hexdigest()}
+    return hashlib.sha256(data).hexdigest()
 
 
 def read_shard(folder: Path, entry: Mapping[str, Any], manifest: str, columns: Sequence[str] | None = None) -> pa.Table:

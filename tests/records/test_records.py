@@ -98,7 +98,7 @@ def test_processes_write_files_of_their_own_and_read_all(tmp_path):
         assert [r.index for r in store.read()] == [0, 1, 2] and store.rows(part) == (part < 5)
 
 
-@pytest.mark.parametrize("torn", [b'{"rows": 1, "sha', b"\0" * 40, b'{"rows": 1' + b"\0" * 30 + b'"}\n'])
+@pytest.mark.parametrize("torn", [b'{"rows": 1, "sha', b"\0" * 40, b"x" * 1000, b'{"rows": 1' + b"\0" * 30 + b'"}\n'])
 def test_what_a_crash_left_of_a_line_is_no_line(tmp_path, torn):
     """A part of it, or zeros where the disk had the length and not the data; whoever writes next takes its place."""
     store, manifest = RolloutStore(tmp_path, 1), tmp_path / "manifest-1.jsonl"

@@ -32,18 +32,18 @@ def work(folder, say):
     rows = len(RolloutStore(folder / "rollouts")) if folder.exists() else 0
     with contextlib.closing(Ledger(folder.with_suffix(".sqlite"))) as ledger:
         say(f"found {rows} {ledger.spent(scenario.JUDGE)[0]}")
-        judged = 0
+
+        def judge(begin, end):
+            verdicts = dict(scenario.judged(scenario.rollout(i)) for i in range(begin, end))
+            ledger.put(verdicts, {scenario.JUDGE: (end, 0, 0)})
+            say(f"verdicts {end}")
 
         def commit(rows=None, **_):
-            nonlocal judged
-            if rows is None:
-                return
-            say(f"rows {rows}")
-            verdicts = dict(scenario.judged(scenario.rollout(i)) for i in range(judged, rows))
-            ledger.put(verdicts, {scenario.JUDGE: (max(rows, ledger.spent(scenario.JUDGE)[0]), 0, 0)})
-            judged = rows
-            say(f"verdicts {rows}")
+            if rows is not None:
+                say(f"rows {rows}")
+                judge(rows - EACH, rows)
 
+        judge(0, rows)
         scenario.draw(folder, rows=ROWS, each=EACH, commit=commit)
 
 

@@ -183,9 +183,7 @@ class Check:
         self._shards(folder, found, between)
         index = Index([functools.partial(read_shard, folder, entry, name) for name, entry in found.kept], from_table)
         if odd := _differing(index):
-            self._wrong(
-                folder, f"has {odd:,} rollouts twice and not alike, so it is of two runs", "none; keep one's shards"
-            )
+            self._wrong(folder, f"has rollouts twice and not alike, {odd:,} of them: it is of two runs", None)
         self.there.append(f"{len(index):,} rollouts in {len(found.kept):,} shards")
         return len(index)
 
@@ -199,9 +197,7 @@ class Check:
         if ids is not None:
             odd = [number for number, prompt_id in there.items() if ids[number : number + 1] != [prompt_id]]
             if odd:
-                self._wrong(
-                    folder, f"has shards of other prompts, the first is {min(odd)}", "none; sample the bank anew"
-                )
+                self._wrong(folder, f"has shards of other prompts, the first is number {min(odd)}", None)
             missing = len(set(range(len(ids))) - there.keys()) - len(found.bad)
             if missing > 0 and self._record["status"] == "finished" and not found.damaged:
                 self._wrong(folder, f"lacks {missing:,} prompts of a finished run", "they are drawn again", again=True)
@@ -261,9 +257,8 @@ class Check:
             if data is None:
                 self._wrong(path, "is missing", "the run makes it again", again=True)
             elif hashlib.sha256(data).hexdigest() != digest:
-                self._taken(
-                    path, f"is not what was written: {NAME} has another sha256", "the run makes it again", again=True
-                )
+                odd = f"is not what was written: {NAME} has another sha256 of it"
+                self._taken(path, odd, "the run makes it again", again=True)
             elif path.suffix == ".csv" and drawn is not None and not any(finding.again for finding in self.findings):
                 told = sum(int(row["rollouts"]) for row in csv.DictReader(data.decode().splitlines()))
                 if told > drawn:

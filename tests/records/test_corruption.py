@@ -2,144 +2,21 @@
 
 import contextlib
 import re
-import sqlite3
 
 import numpy as np
 import pytest
 
 from lpe_jax.errors import RunError
 from lpe_jax.records import ledger, manifest
-from tests.records import scenario
-
-ROWS = 28
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    """A run of two processes and of a bank; its files as bytes, what is read of it, and what without its last shard."""
-    folder = tmp_path_factory.mktemp("kept") / "run"
-    scenario.draw(folder, rows=16)
-    scenario.draw(folder, rows=ROWS, part=1, bank=False)
-    scenario.judge(folder, rows=16)
-    scenario.judge(folder, rows=ROWS, part=1)
-    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return folder, files, scenario.everything(folder, ROWS)
-
-
-def restore(folder, files):
-    for path in folder.rglob("*"):
-        if path.is_file() and path not in files:
-            path.unlink()
-    for path, data in files.items():
-        if not path.exists() or path.read_bytes() != data:
-            path.write_bytes(data)
+from tests.records import damage, scenario
+from tests.records.damage import KINDS, OWN, ROWS, records, restore
 
 
 def lost_last_shard(found, whole):
     """As if a crash had come before the last shard of one process was named."""
-    last = [{scenario.plain(scenario.rollout(i)) for i in own} for own in (range(12, 16), range(24, ROWS))]
+    last = [{scenario.plain(scenario.rollout(i)) for i in own[-4:]} for own in OWN]
     fewer = [sorted(set(whole["rows"]) - rows) for rows in last]
     return found["rows"] in fewer and {**found, "rows": 0, "index": 0} == {**whole, "rows": 0, "index": 0}
-
-
-def records(files, pattern=r"(run\.json|prompts\.jsonl|verdicts.*|manifest.*|.*\.parquet)"):
-    return [path for path in files if re.fullmatch(pattern, path.name)]
-
-
-def flipped(folder, files, rng):
-    path = rng.choice(records(files))
-    data = bytearray(files[path])
-    for _ in range(rng.choice([1, 1, 1, 3])):
-        data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
-    path.write_bytes(data)
-    return [path]
-
-
-def cut(folder, files, rng):
-    path = rng.choice(records(files))
-    path.write_bytes(files[path][: rng.integers(len(files[path]))])
-    return [path]
-
-
-def shards_moved(folder, files, rng):
-    shards = records(files, r".*\.parquet")
-    one, other = rng.choice(shards, 2, replace=False)
-    match rng.integers(4):
-        case 0:
-            one.write_bytes(files[other])
-            other.write_bytes(files[one])
-        case 1:
-            one.unlink()
-        case 2:
-            one.write_bytes(files[other])
-        case 3:
-            one.rename(other)
-    return [one, other]
-
-
-def lines_changed(folder, files, rng):
-    path = rng.choice(records(files, r"(manifest.*|prompts\.jsonl)"))
-    lines = files[path].splitlines(keepends=True)
-    i, j = rng.choice(len(lines), 2, replace=False)
-    match rng.integers(5):
-        case 0:
-            lines[i], lines[j] = lines[j], lines[i]
-        case 1:
-            lines.insert(j, lines[i])
-        case 2:
-            del lines[i]
-        case 3:
-            digits = [k for k, byte in enumerate(lines[i]) if byte in b"0123456789"] or [0]
-            at = int(rng.choice(digits))
-            lines[i] = lines[i][:at] + str((int(lines[i][at : at + 1] or b"0") + 1) % 10).encode() + lines[i][at + 1 :]
-        case 4:
-            lines[i] = lines[j]
-    path.write_bytes(b"".join(lines))
-    return [path]
-
-
-def files_gone(folder, files, rng):
-    path = rng.choice(records(files, r"(run\.json|prompts\.jsonl|manifest.*|.*\.parquet)"))
-    path.unlink()
-    return [path, *path.parent.glob("*.parquet")]
-
-
-def rows_changed(folder, files, rng):
-    """By SQLite itself, so that its structure is in order."""
-    path = rng.choice(records(files, r"verdicts.*\.sqlite"))
-    with contextlib.closing(sqlite3.connect(path)) as db, db:
-        one, other = (
-            row[0] for row in db.execute("select response from verdicts order by random() limit 2").fetchall()
-        )
-        match rng.integers(6):
-            case 0:
-                db.execute("delete from verdicts where response = ?", [one])
-            case 1:
-                fields = db.execute("select fields from verdicts where response = ?", [one]).fetchone()
-                db.execute("update verdicts set fields = '{}', outcome = 'unscored' where response = ?", [other])
-                assert fields
-            case 2:
-                db.execute("update verdicts set response = 'x' where response = ?", [one])
-            case 3:
-                db.execute("update spent set calls = calls + 1")
-            case 4:
-                db.execute("delete from spent")
-            case 5:
-                db.execute("update seal set rows = rows + 1")
-    return [path]
-
-
-def pages_changed(folder, files, rng):
-    path = rng.choice(records(files, r"verdicts.*\.sqlite"))
-    data, size = bytearray(files[path]), 4096
-    one, other = rng.choice(len(data) // size, 2, replace=False)
-    page = bytes(size) if rng.integers(2) else files[path][other * size : (other + 1) * size]
-    data[one * size : (one + 1) * size] = page
-    path.write_bytes(data)
-    return [path]
-
-
-KINDS = (flipped, flipped, cut, shards_moved, lines_changed, files_gone, rows_changed, pages_changed)
 
 
 def silent(kept, trials, seed=0, kinds=KINDS):
@@ -156,7 +33,7 @@ def silent(kept, trials, seed=0, kinds=KINDS):
                 if not any(path.name in str(error) for path in damaged):
                     wrong.append((trial, kind.__name__, damaged, str(error)))
             else:
-                if found != whole and not (kind in (cut, lines_changed, files_gone) and lost_last_shard(found, whole)):
+                if found != whole and not (kind in damage.LOSING and lost_last_shard(found, whole)):
                     wrong.append((trial, kind.__name__, damaged))
         finally:
             restore(folder, files)
@@ -181,7 +58,7 @@ def test_without_the_hashes_damage_would_be_silent(kept, monkeypatch):
             path.write_bytes(re.sub(rb'"chain":"[0-9a-f]*"', b'"chain":"0"', path.read_bytes()))
         patch.setattr(manifest, "_hash", lambda last, entry: "0")
         changed = {path: path.read_bytes() for path in files}
-        assert silent((folder, changed, whole), 20, kinds=[lines_changed])
+        assert silent((folder, changed, whole), 20, kinds=[damage.lines_changed])
     restore(folder, files)
 
     def unverified(db, path):
@@ -189,7 +66,7 @@ def test_without_the_hashes_damage_would_be_silent(kept, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(ledger, "verified", unverified)
-        assert silent(kept, 20, kinds=[rows_changed])
+        assert silent(kept, 20, kinds=[damage.rows_changed])
 
 
 def test_a_damaged_log_is_as_if_less_had_been_written(tmp_path):

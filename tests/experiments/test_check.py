@@ -1,0 +1,194 @@
+"""A run that was damaged, repaired and continued is the run that nothing happened to; and nobody else can read it."""
+
+import contextlib
+import csv
+import os
+import shutil
+import sqlite3
+import stat
+import sys
+
+import pytest
+from absl.testing import flagsaver
+
+from experiments import check, estimate, launch
+from lpe_jax.records import rollouts
+from lpe_jax.records.rollouts import RolloutStore
+from tests.helpers import save_hf_pair
+from tests.records.scenario import plain
+
+JUDGE = """
+asked = []
+
+def even_count(prompt, response):
+    asked.append(response)
+    return len(response.encode()) % 2 == 0
+"""
+LPE = ["--method=lpe", "--n_search=4", "--n_fit=6", "--alphas=0.9,0.5,0.1", "--naive_check=10"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A working folder with two checkpoints, three prompts and a judge."""
+    folder = tmp_path_factory.mktemp("place")
+    save_hf_pair(folder, num_hidden_layers=1)
+    (folder / "prompts.txt").write_text("fold a boat\nwhistle at a gate\nhum the third verse\n")
+    (folder / "counted.py").write_text(JUDGE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield folder
+
+
+@pytest.fixture
+def here(place, monkeypatch, capsys):
+    """A program in this process; its exit status, output and errors."""
+
+    def call(main, *flags, **more):
+        monkeypatch.chdir(place)
+        monkeypatch.setattr(sys, "argv", ["program", *flags])
+        capsys.readouterr()
+        before = os.umask(0o022)
+        try:
+            with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+                launch.run(main, **more)
+        finally:
+            os.umask(before)
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return ended.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture
+def drawn(place, here, monkeypatch):
+    """Runs the job into a folder, or goes on with it; the folder."""
+    monkeypatch.setattr(rollouts, "_SHARD_ROWS", 16)
+    models = [f"--{name}={place / name}" for name in ("original", "variant")]
+    given = [*models, f"--prompts={place / 'prompts.txt'}", "--judge=counted:even_count", "--max_new_tokens=8"]
+
+    def call(out, *more):
+        code, printed, err = here(estimate.main, *given, *LPE, "--batch_size=16", f"--out={out}", *more)
+        assert code == 0, err
+        return place / out, printed
+
+    return call
+
+
+def content(run):
+    """Rollouts, and the tables."""
+    found = sorted(map(plain, RolloutStore(run / "rollouts").read()))
+    with open(run / "estimates.csv", newline="") as file:
+        return found, list(csv.reader(file)), (run / "estimates.txt").read_text()
+
+
+def lost_shard(run):
+    (run / "rollouts" / "000002.parquet").unlink()
+
+
+def flipped_shard(run):
+    path = run / "rollouts" / "000001.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def lost_line(run):
+    path = run / "rollouts" / "manifest.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:1], *lines[2:]]))
+
+
+def lost_verdicts(run):
+    with contextlib.closing(sqlite3.connect(run / "verdicts.sqlite")) as db, db:
+        db.execute("delete from verdicts where response < '8'")
+
+
+def changed_verdicts(run):
+    with contextlib.closing(sqlite3.connect(run / "verdicts.sqlite")) as db, db:
+        db.execute("update verdicts set outcome = 'complied'")
+
+
+def other_files(run):
+    for name in ("run.json", "prompts.jsonl"):
+        (run / name).write_text((run / name).read_text().replace("e", "a", 1))
+    (run / "estimates.csv").unlink()
+
+
+DAMAGE = {
+    "one shard is gone": ([lost_shard], ["rollouts/000002.parquet is named in manifest.jsonl but does not exist"]),
+    "everything at once": (
+        [flipped_shard, lost_line, changed_verdicts, other_files],
+        [
+            "rollouts/000001.parquet is named in no manifest",
+            "rollouts/manifest.jsonl line 2 is damaged, or one before it is missing",
+            "verdicts.sqlite is damaged: a row of verdicts is not what was written",
+            "run.json is damaged",
+            "prompts.jsonl is damaged",
+            "estimates.csv is missing",
+        ],
+    ),
+    "verdicts are gone": ([lost_verdicts], ["verdicts.sqlite is damaged: rows are missing, or there are too many"]),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damaged_repaired_and_continued(place, here, drawn, case):
+    whole, _ = drawn("whole", "--nofigures")
+    run = place / case.replace(" ", "-")
+    shutil.copytree(whole, run)
+    code, out, _ = here(check.main, str(run), argument="RUN")
+    there = f"{run}: 3 prompts, {len(RolloutStore(run / 'rollouts'))} rollouts in "
+    assert code == 0 and out.startswith(there) and out.endswith(" verdicts: all is well\n")
+    damages, said = DAMAGE[case]
+    for damage in damages:
+        damage(run)
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    code, out, _ = here(check.main, str(run), argument="RUN")
+    assert code == 1 and f"{len(said)} wrong" in out
+    for words in said:
+        assert f"wrong: {words}" in out
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files, "nothing is changed"
+    code, out, _ = here(check.main, str(run), "--repair", argument="RUN")
+    assert code == 0 and "repaired; the command that began the run goes on with it" in out
+    asked = len(sys.modules["counted"].asked)
+    _, printed = drawn(run.name, "--nofigures")
+    assert ("going on from" in printed) and content(run) == content(whole)
+    assert (len(sys.modules["counted"].asked) > asked) == (case != "one shard is gone"), "verdicts that are left stay"
+    assert here(check.main, str(run), argument="RUN")[0] == 0
+    assert "nothing to do" in drawn(run.name, "--nofigures")[1]
+
+
+def test_a_run_is_its_owners_alone(place, drawn, monkeypatch):
+    """Whatever the umask: without the program's own, the records'; and without those, the program's own."""
+    umask = os.umask
+    monkeypatch.setattr(launch.os, "umask", lambda mask: umask(0))
+    run, _ = drawn("private")
+    kinds = {stat.S_IMODE(path.stat().st_mode): path.is_dir() for path in [run, *run.rglob("*")]}
+    assert kinds == {0o700: True, 0o600: False}
+    assert {"figures", "rollouts"} <= {path.name for path in run.iterdir()}
+
+
+def test_programs_write_for_their_user_alone(tmp_path, monkeypatch, capsys):
+    before = os.umask(0)
+    try:
+        monkeypatch.setattr(sys, "argv", ["program"])
+        with flagsaver.flagsaver(), pytest.raises(SystemExit):
+            launch.run(lambda: (tmp_path / "file").touch())
+        assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+    finally:
+        os.umask(before)
+
+
+WRONG = {
+    "none": ([], "RUN is missing"),
+    "two": (["a", "b"], "unexpected argument 'b'"),
+    "nowhere": (["nowhere"], "nowhere is no run folder"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_checked(here, case):
+    flags, message = WRONG[case]
+    code, _, err = here(check.main, *flags, argument="RUN")
+    assert code == 2 and message in err and err.startswith("error: ") and err.count("\n") == 1

@@ -12,8 +12,8 @@ from lpe_jax.types import Request, Rollout
 
 # A shard as columns: all of them, or those that are named.
 ReadShard = Callable[..., pa.Table]
-# So many shards stay in memory; rollouts that are asked for together were mostly written together.
-_OPEN = 8
+# Shards of so many bytes stay in memory: rollouts that are asked for together were mostly written together.
+_OPEN_BYTES = 1 << 27
 
 
 class Index:
@@ -96,11 +96,11 @@ class Index:
         return found
 
     def _table(self, shard: int) -> pa.Table:
-        """A shard, which stays open until others have been asked for since."""
+        """A shard, which stays open until there is no room for it beside what was asked for since."""
         if shard not in self._open:
-            if len(self._open) >= _OPEN:
-                self._open.popitem(last=False)
             self._open[shard] = self._shards[shard]()
+            while len(self._open) > 1 and sum(table.nbytes for table in self._open.values()) > _OPEN_BYTES:
+                self._open.popitem(last=False)
         self._open.move_to_end(shard)
         return self._open[shard]
 

@@ -172,7 +172,9 @@ class Ledger:
         try:
             yield
         except sqlite3.Error as error:
-            raise RunError(f"{path or self.path} cannot be {what} as a verdict ledger: {error}; {CURE}") from None
+            # A disk that is full is no damage.
+            cure = "" if what == "written" else f"; {CURE}"
+            raise RunError(f"{path or self.path} cannot be {what} as a verdict ledger: {error}{cure}") from None
 
 
 def verified(db: sqlite3.Connection, path: Path) -> Iterator[tuple[str, tuple]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from lpe_jax.models.checkpoint import save_checkpoint
 from lpe_jax.models.qwen3 import Qwen3
 from lpe_jax.models.weights import leaves_from_module
 from lpe_jax.records.bank import BankStore, read_bank
+from lpe_jax.records.check import Check, held
 from lpe_jax.sweep import Sweep
 from lpe_jax.tiny.tokenizer import write_tokenizer
 from lpe_jax.types import Outcome
@@ -190,6 +192,24 @@ def test_a_sweep_that_was_killed_goes_on(which, request, place, monkeypatch, cap
     with pytest.raises(RunError, match=r"n \(there 300, now 301\)"):
         sample(place, f"{which}-killed", n=301, **changes)
     assert {path: path.read_bytes() for path in resumed.rglob("*") if path.is_file()} == files
+
+
+def test_a_damaged_bank_is_repaired_and_sampled_again(place, tree):
+    """The damaged prompt alone is drawn again, and the bank is what it was."""
+    run = place / "damaged"
+    shutil.copytree(tree, run)
+    (run / "bank" / "000001.parquet").write_bytes(b"PAR1")
+    with held(run, to_write=True):
+        found = Check(run)
+        assert [finding.path for finding in found.findings] == ["bank/000001.parquet"]
+        found.mend()
+    whole = (run / "bank" / "000000.parquet").stat().st_mtime_ns
+    assert sample(place, "damaged") == run
+    assert (run / "bank" / "000000.parquet").stat().st_mtime_ns == whole
+    for field in dataclasses.fields(read_bank(tree)):
+        np.testing.assert_array_equal(getattr(read_bank(run), field.name), getattr(read_bank(tree), field.name))
+    with held(run, to_write=False):
+        assert Check(run).findings == []
 
 
 def test_a_prompt_does_not_depend_on_the_others(place, tree):

@@ -1,6 +1,7 @@
 """How a store of rollouts does as it grows: python -m tests.records.scale FOLDER ROWS writes, opens and fetches.
 
-Each part runs in a process of its own, so that its memory is its own. Rollouts of 40 tokens and 200 characters.
+First in shards as they are cut by rows, then in small ones as they are cut by time. Each part runs in a process of its
+own, so that its memory is its own. Rollouts of 40 tokens and 200 characters.
 """
 
 import json
@@ -16,7 +17,7 @@ from lpe_jax.records import rollouts
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.types import Request, Rollout
 
-PROMPTS, ALPHAS, BATCH = 200, 20, 256
+PROMPTS, ALPHAS, BATCH = 200, 20, 64
 WORDS = [f"{a}{b}{c}" for a in ("bo", "ga", "wi", "ru") for b in ("at", "en", "is", "um", "ol") for c in "abcdefgh"]
 
 
@@ -44,50 +45,54 @@ def memory():
 
 
 def write(folder, total, shard_rows):
-    """Appends as a run does. Rows a second and memory of the first and the last tenth."""
+    """Appends as a run does. Rows a second and megabytes of the first and the last tenth."""
     rollouts._SHARD_ROWS = shard_rows
     store, found = RolloutStore(folder), {}
     tenth = max(1, total // BATCH // 10)
     spent, rows = 0.0, 0
-    for number, begin in enumerate(range(0, total, BATCH)):
+    for number, begin in enumerate(range(0, total, BATCH), start=1):
         made = batch(begin, min(BATCH, total - begin))
         began = time.perf_counter()
         store.append(made)
         spent, rows = spent + time.perf_counter() - began, rows + len(made)
-        if number % tenth == tenth - 1:
-            found.setdefault("first", (rows / spent, memory()[0]))
-            found["last"], spent, rows = (rows / spent, memory()[0]), 0.0, 0
+        if number % tenth == 0:
+            rate, spent, rows = rows / spent, 0.0, 0
+            found.setdefault("rows a second at first", rate)
+            found.setdefault("MB at first", memory()[0])
+            found["rows a second at last"], found["MB at last"] = rate, memory()[0]
     store.flush()
-    return found | {"bytes": sum(path.stat().st_size for path in folder.iterdir())}
+    return found | {"bytes a row": sum(path.stat().st_size for path in folder.iterdir()) / total}
 
 
 def read(folder, total, _):
-    """Opens, finds, and fetches: 10,000 at random, 10,000 in the order they were drawn in, 64 at a time."""
-    RolloutStore(folder / "nothing").index()  # what is imported late is not of this
-    empty, began = memory()[0], time.perf_counter()
+    """Opens, finds, and fetches: 10,000 at random, and 10,000 in the order they were drawn in, 64 at a time."""
+    small = RolloutStore(folder / "small")
+    small.append(batch(0, 2))
+    small.flush()
+    small.index().fetch([0])  # what is imported and compiled late is not of this
+    before, began, processor = memory()[0], time.perf_counter(), time.process_time()
     store = RolloutStore(folder)
     index = store.index()
-    opened, after = time.perf_counter() - began, memory()
+    opened, opened_cpu, after = time.perf_counter() - began, time.process_time() - processor, memory()
     assert len(index) == len(store) == total
     some = np.random.default_rng(0).integers(0, total, min(total, 10_000)).tolist()
     began = time.perf_counter()
     got = index.fetch(index.find([request(i) for i in some]))
     at_random = time.perf_counter() - began
-    assert all(
-        (r.prompt_id, r.alpha, r.index) == tuple(vars(request(i)).values()) for r, i in zip(got, some, strict=True)
-    )
+    assert all((r.prompt_id, r.alpha, r.index) == (*vars(request(i)).values(),) for r, i in zip(got, some, strict=True))
     began = time.perf_counter()
     for begin in range(0, len(some), 64):
         index.fetch(index.find([request(i) for i in range(begin, min(begin + 64, total))]))
     in_order = time.perf_counter() - began
     return {
         "shards": sum(len(m.entries) for m in store.manifests.values()),
-        "open": opened,
-        "random": at_random,
-        "order": in_order,
-        "imports": empty,
-        "index": after[0] - empty,
-        "most": after[1] - empty,
+        "seconds to open": opened,
+        "of a processor": opened_cpu,
+        "seconds for 10,000 at random": at_random,
+        "seconds for 10,000 in order": in_order,
+        "MB before": before,
+        "MB more when open": after[0] - before,
+        "MB more at most": memory()[1] - before,
     }
 
 
@@ -97,12 +102,19 @@ def alone(part, folder, total, shard_rows=4096):
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+def main(place, total):
+    """Prints what both come to."""
+    for rows, count in ((4096, total), (64, min(total, 640_000))):
+        where = Path(place) / str(rows)
+        print(f"{count:,} rollouts, {rows:,} to a shard")
+        for part in ("write", "read"):
+            for name, value in alone(part, where, count, rows).items():
+                print(f"  {name}: {value}", flush=True)
+
+
 if __name__ == "__main__":
     place, count, *rest = sys.argv[1:]
     if rest:
         print(json.dumps({"write": write, "read": read}[rest[0]](Path(place), int(count), int(rest[1]))))
     else:
-        for rows in (4096, 100):
-            where = Path(place) / str(rows)
-            total = int(count) if rows == 4096 else min(int(count), 1_000_000)
-            print(rows, alone("write", where, total, rows), alone("read", where, total), flush=True)
+        main(place, int(count))

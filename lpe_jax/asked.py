@@ -176,15 +176,11 @@ class Asked:
         }
         return json.loads(json.dumps({**flags, **named}))
 
-    def settings(
-        self, loaded: Loaded, rendered: Mapping[str, Sequence[int]], judge: AnyJudge, mesh: Mesh | None
-    ) -> dict[str, Any]:
+    def settings(self, loaded: Loaded, judge: AnyJudge, mesh: Mesh | None) -> dict[str, Any]:
         """What decides rollouts and verdicts in any program, by content rather than by name."""
-        prompts = {prompt_id: list(ids) for prompt_id, ids in rendered.items()}
         on_cpu = jax.default_backend() == "cpu"
         return {
             **loaded.identity,
-            "prompts": hashlib.sha256(json.dumps(prompts, sort_keys=True).encode()).hexdigest(),
             "sampling": dataclasses.asdict(self.sampling()),
             "seed": self.seed,
             "thinking": self.thinking,
@@ -198,6 +194,14 @@ class Asked:
             "device": jax.local_devices()[0].device_kind,
             "jax": jax.__version__,
         }
+
+    def extent(self, rendered: Mapping[str, Sequence[int]], sampler: Sampler) -> dict[str, Any]:
+        """What may grow from one call to the next with the rollouts of the former still being those of the latter.
+
+        With room for a longer prompt another program is compiled, which may round otherwise; what is stored stays.
+        """
+        digests = {i: hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16] for i, ids in rendered.items()}
+        return {"prompts": digests, "prompt_slots": sampler.prompt_slots}
 
     def render(self, loaded: Loaded, prompts: Sequence[Prompt]) -> dict[str, list[int]]:
         """Token ids of every prompt, by its id."""

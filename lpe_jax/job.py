@@ -20,6 +20,7 @@ from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.sampler import Sampler
 from lpe_jax.errors import RunError, UserError
 from lpe_jax.estimation.judge_error import JudgeQuality
+from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.naive import Naive
 from lpe_jax.estimation.procedure import Procedure
 from lpe_jax.judging.cascade import AnyJudge
@@ -30,7 +31,7 @@ from lpe_jax.records.files import write_whole
 from lpe_jax.records.ledger import Ledger
 from lpe_jax.records.prompts import write_prompts
 from lpe_jax.records.rollouts import RolloutStore
-from lpe_jax.records.run import Run, check_folder, read_run, settings_hash
+from lpe_jax.records.run import Run, check_folder, more, read_run, settings_hash
 from lpe_jax.reporting import figures, table
 from lpe_jax.reporting.judges import cascade_words, judging_words, verdict_words
 from lpe_jax.results import phases_of, result_of, results_of
@@ -137,13 +138,21 @@ def _run(
     sampler = job.sampler(loaded, rendered, mesh)
     if isinstance(job.procedure, Naive) and job.at_one:
         sampler = sampler.alone
+    procedure = dataclasses.asdict(job.procedure)
+    if isinstance(job.procedure, LPE):
+        # As they are, however they were given.
+        procedure = {k: v for k, v in procedure.items() if k not in ("first_alpha", "step", "last_alpha")}
+        procedure["alphas"] = list(job.procedure.searched)
     settings = {
-        **job.settings(loaded, rendered, judge, mesh),
+        **job.settings(loaded, judge, mesh),
         "method": job.method,
-        "procedure": dataclasses.asdict(job.procedure),
-        "naive_check": job.naive_check,
+        "procedure": {name: value for name, value in procedure.items() if name not in job.procedure.GROWS},
         **({} if job.judge_quality is None else {"judge_quality": dataclasses.asdict(job.judge_quality)}),
-        "prompt_slots": sampler.prompt_slots,
+    }
+    extent = {
+        **job.extent(rendered, sampler),
+        "naive_check": job.naive_check,
+        **{name: procedure[name] for name in job.procedure.GROWS},
     }
 
     resolved = {
@@ -155,11 +164,13 @@ def _run(
     }
     # Later lines win: a default that depends on the models is written out, should it ever change.
     flagfile += "".join(f"--{name}={value}\n" for name, value in resolved.items())
-    with processes.open(folder, settings, asked, flagfile) as opened:
+    with processes.open(folder, settings, extent, asked, flagfile) as opened:
         if processes.first:
             write_prompts(folder, prompts)
             for note in (describe_sharing(loaded.pair), *loaded.notes, *_warnings(job, sampling)):
                 print(note)
+            if opened.grown_from is not None:
+                print(f"the run grows: {more(opened.grown_from, extent)}")
             shared = "" if processes.count == 1 else f" shared by {processes.count} processes"
             print(
                 f"{len(prompts)} prompts{shared}, method {job.method}, judge {judge.identity}; writing to {folder}\n",

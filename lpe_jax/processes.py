@@ -115,22 +115,30 @@ class Processes:
         name, finished = self.everyone("folder", [str(folder), finished])[0]
         return Path(name), finished
 
-    def open(self, folder: Path, settings: Mapping[str, Any], asked: Mapping[str, Any], flags: str) -> Run:
-        """Opens the run folder for all, once all agree on the settings; see lpe_jax.records.run.Run.
+    def open(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        extent: Mapping[str, Any],
+        asked: Mapping[str, Any],
+        flags: str,
+    ) -> Run:
+        """Opens the run folder for all, once all agree on settings and extent; see lpe_jax.records.run.Run.
 
         Raises:
-          RunError: settings differ between processes, or the folder cannot be had.
+          RunError: they differ between processes, or the folder cannot be had.
         """
-        self._agree(settings)
+        self._agree({**settings, **extent})
+        given = {"extent": extent, "asked": asked, "flags": flags}
         if self.count == 1:
-            return Run(folder, settings, asked=asked, flags=flags)
+            return Run(folder, settings, **given)
         if not self.first:
             token = self.everyone("opened")[0]
             shared = _patiently(lambda: (folder / token).exists())
-            run = Run(folder, settings, asked=asked, flags=flags, part=self.index, keep_record=not shared)
+            run = Run(folder, settings, **given, part=self.index, keep_record=not shared)
             self.everyone("shared", shared)
             return run
-        run = Run(folder, settings, asked=asked, flags=flags)
+        run = Run(folder, settings, **given)
         for old in folder.glob(f"{_TOKEN}*"):
             old.unlink()
         token = folder / f"{_TOKEN}{secrets.token_hex(8)}"

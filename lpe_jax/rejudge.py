@@ -114,7 +114,7 @@ def run(
     new = job.make_judge()
     with (
         job.desk(new) as desk,
-        Run(folder, stored.settings),
+        Run(folder, stored.settings, extent=stored.record["extent"], asked=stored.record["asked"]),
         contextlib.closing(Ledger(folder / "verdicts.sqlite")) as ledger,
     ):
         desk.open()

@@ -132,7 +132,7 @@ def _run(
     rendered = sweep.render(loaded, prompts)
     sampler = sweep.sampler(loaded, rendered, mesh, sweep.alphas if sweep.grid_logps else None)
     settings = {
-        **sweep.settings(loaded, rendered, judge, mesh),
+        **sweep.settings(loaded, judge, mesh),
         "prompt_ids": list(rendered),
         "alphas": list(sweep.alphas),
         "n": sweep.n,
@@ -140,9 +140,11 @@ def _run(
         "share_prefixes": sweep.tree,
         "grid_logps": sweep.grid_logps or sweep.tree,
         "texts": sweep.texts,
-        "prompt_slots": None if sweep.tree else sampler.prompt_slots,
     }
-    with processes.open(folder, settings, asked, flagfile) as opened, contextlib.ExitStack() as stack:
+    with (
+        processes.open(folder, settings, sweep.extent(rendered, sampler), asked, flagfile) as opened,
+        contextlib.ExitStack() as stack,
+    ):
         store = BankStore(folder, processes.index)
         mine = processes.share(range(len(prompts)))
         if processes.first:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from absl import app, flags
 
 from lpe_jax.errors import UserError
+from lpe_jax.preemption import EXIT_STATUS, GO_ON, Stopped
 
 FLAGS = flags.FLAGS
 
@@ -16,7 +17,8 @@ FLAGS = flags.FLAGS
 def run(main: Callable[[], None]) -> None:
     """Parses flags and calls main; a UserError becomes one line on stderr and exit status 2.
 
-    Status 130 is an interrupt from the keyboard: what is on disk stays, and the same command goes on from there.
+    Status 130 is an interrupt from the keyboard, and 75 a SIGTERM, as of a machine that is taken away: what is on disk
+    stays, and the same command goes on from there.
     """
 
     def guarded(argv: list[str]) -> None:
@@ -33,6 +35,9 @@ def run(main: Callable[[], None]) -> None:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             fail("the device has too little memory for these models, prompts and batch; lower --batch_size")
+        except Stopped:
+            print(f"\nstopped by SIGTERM; {GO_ON}", file=sys.stderr)
+            sys.exit(EXIT_STATUS)
         except KeyboardInterrupt:
             print("\ninterrupted; the same command goes on from what is on disk", file=sys.stderr)
             sys.exit(130)

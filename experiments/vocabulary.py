@@ -92,6 +92,12 @@ flags.DEFINE_integer(
     "stops if they differ by more than rounding.",
     lower_bound=0,
 )
+flags.DEFINE_float(
+    "grace",
+    20.0,
+    "Seconds after a SIGTERM within which the run puts what it has on disk and ends, with exit status 75.",
+    lower_bound=0.0,
+)
 flags.DEFINE_string(
     "coordinator",
     None,
@@ -108,12 +114,13 @@ flags.DEFINE_boolean(
 PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 
 
-# The fields of lpe_jax.job.Job that programs share.
+# The fields of lpe_jax.asked.Asked that programs share: what decides a result, and what does not.
 JOB_FLAGS = (
     *("original", "variant", "prompts", "functional_category", "limit", "judge", "thinking", "seed"),
     *("max_new_tokens", "temperature", "top_k", "top_p", "batch_size", "dtype", "model_parallel"),
     *("pair_mode", "sums"),
 )
+RUN_FLAGS = ("verify", "grace")
 
 
 def check() -> None:

@@ -41,6 +41,7 @@ class Asked:
       sums: take of every rollout what needs both models' own logits.
       judge_settings: how a judge that is a model is asked.
       judge_reasoning: the judge reads reasoning too.
+      grace: seconds after a SIGTERM within which a run is to be on disk.
       verify: rollouts of each prompt whose sums are computed anew by a full forward pass; it changes no result.
       world: folder of a tiny world in the place of both models; None with original None is the package's own.
     """
@@ -65,6 +66,7 @@ class Asked:
     judge_settings: JudgeSettings = dataclasses.field(default_factory=JudgeSettings)
     judge_reasoning: bool = False
     verify: int = 0
+    grace: float = 20.0
     world: str | None = None
 
     @property

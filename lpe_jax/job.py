@@ -26,6 +26,7 @@ from lpe_jax.estimation.procedure import Procedure
 from lpe_jax.judging.cascade import AnyJudge
 from lpe_jax.judging.desk import Desk
 from lpe_jax.models.pair import describe_sharing
+from lpe_jax.preemption import Notice
 from lpe_jax.processes import ALONE, Processes
 from lpe_jax.records.files import write_whole
 from lpe_jax.records.ledger import Ledger
@@ -109,10 +110,10 @@ def run(
 
     if processes.first:
         check_folder(folder)
-    with job.desk(judge) as desk:
+    with processes.notice(job.grace) as notice, job.desk(judge) as desk:
         # Before the models are loaded: a judge that cannot be used is to fail now.
         desk.open()
-        _run(job, folder, prompts, judge, desk, asked, flagfile, draw_figures, processes)
+        _run(job, folder, prompts, judge, desk, asked, flagfile, draw_figures, processes, notice)
     processes.end()
     if processes.first:
         print(f"\nfinished in {time.monotonic() - began:.0f} s; see {folder}")
@@ -129,6 +130,7 @@ def _run(
     flagfile: str,
     draw_figures: bool,
     processes: Processes,
+    notice: Notice,
 ) -> None:
     """`run` of a job that is not finished, whose judge is there."""
     began, sampling = time.monotonic(), job.sampling()
@@ -178,7 +180,7 @@ def _run(
             )
         with contextlib.closing(processes.ledger(folder)) as ledger:
             desk.remember(ledger)
-            drawing = _Drawing(job, desk, opened, processes, job.truth(loaded) if job.at_one else {})
+            drawing = _Drawing(job, desk, opened, processes, notice, job.truth(loaded) if job.at_one else {})
             found, checks = drawing.draw(processes.share(prompts), sampler)
             if not processes.first:
                 drawing.done()
@@ -229,6 +231,7 @@ class _Drawing:
     desk: Desk
     opened: Run
     processes: Processes
+    notice: Notice
     truth: Mapping[str, Any]
 
     def store(self) -> RolloutStore:
@@ -237,7 +240,9 @@ class _Drawing:
 
     def draw(self, prompts: Sequence[Prompt], sampler: Sampler | live.Stored, *, quiet: bool = False) -> _Found:
         """Each prompt's rollouts and what they say, printed as it comes, and its naive check by prompt id."""
-        job, store = self.job, self.store()
+        job, store, check = self.job, self.store(), self.notice.check
+        self.notice.last = store.flush
+        check()
         if len(store) and self.processes.first and not quiet:
             print(f"going on from {len(store)} rollouts already drawn")
         # On a terminal only; elsewhere the lines of finished prompts are the progress.
@@ -255,7 +260,7 @@ class _Drawing:
         alone = sampler.alone if job.naive_check else None
         found, checks = [], {}
         try:
-            for finished in live.run(job.procedure, prompts, sampler, self.desk.submit, store, on_batch):
+            for finished in live.run(job.procedure, prompts, sampler, self.desk.submit, store, on_batch, check=check):
                 truth = self.truth.get(finished.prompt.id)
                 found.append((finished, result_of(job, finished, truth, job.judge_quality)))
                 if not quiet:
@@ -268,7 +273,7 @@ class _Drawing:
                 had = {finished.prompt.id: finished.drawn[at_one].sum(keepdims=True) for finished, _ in found}
                 of_found = [prompt for prompt in prompts if prompt.id in had]
                 naive = Naive(job.naive_check)
-                for finished in live.run(naive, of_found, alone, self.desk.submit, store, on_batch, had):
+                for finished in live.run(naive, of_found, alone, self.desk.submit, store, on_batch, had, check):
                     checks[finished.prompt.id] = finished
             if job.verify and prompts and not quiet:
                 store.flush()
@@ -280,7 +285,10 @@ class _Drawing:
 
     def done(self) -> list[int]:
         """Says that this process's share is on disk and waits for the others; who ended without is returned."""
-        return self.processes.drawn(lambda k: self.store().rows(k), self.opened.folder)
+        gone = self.processes.drawn(lambda k: self.store().rows(k), self.opened.folder)
+        # Whoever is gone may have been told to.
+        self.notice.check()
+        return gone
 
     def gather(self, prompts: Sequence[Prompt], sampler: Sampler, ledger: Ledger) -> _Found:
         """All prompts, from what all processes drew.

@@ -22,6 +22,8 @@ from lpe_jax.types import Counts, Estimate, Outcome, Prompt, Request, Rollout, V
 
 # So many rollouts may wait for their verdicts; then no further ones are drawn until some have theirs.
 MOST_WAITING = 4096
+# Seconds of waiting for a judge after which is looked whether the run is to end.
+_PATIENCE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,7 @@ def run(
     store: RolloutStore,
     on_batch: Callable[[int, int, float], None] = lambda rollouts, tokens, seconds: None,
     spoken_for: Mapping[str, np.ndarray] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[Finished]:
     """Yields each prompt's result as soon as its procedure is done.
 
@@ -126,6 +129,7 @@ def run(
     Args:
       judge: as lpe_jax.judging.desk.Desk.submit.
       on_batch: told how many rollouts and tokens were drawn anew, and the seconds since it was told last.
+      check: called often, where all that was drawn is in the store; what it raises ends the run.
       spoken_for: by prompt id, how many rollouts [A] at each alpha another call has had; what is drawn follows them.
     """
     by_id = {prompt.id: prompt for prompt in prompts}
@@ -187,8 +191,9 @@ def run(
 
     def collect(wait: bool) -> None:
         """Settles what has been judged by now; having waited for some of it, if asked to."""
-        if wait:
-            concurrent.futures.wait(judging, return_when=concurrent.futures.FIRST_COMPLETED)
+        while wait and not any(future.done() for future in judging):
+            concurrent.futures.wait(judging, _PATIENCE, return_when=concurrent.futures.FIRST_COMPLETED)
+            check()
         for verdicts in [future for future in judging if future.done()]:
             settle(judging.pop(verdicts), verdicts.result())
 
@@ -222,6 +227,7 @@ def run(
         handle(rollouts)
         yield from done
         done.clear()
+        check()
         on_batch(len(rollouts), sum(len(r.tokens) for r in rollouts), time.perf_counter() - began)
         began = time.perf_counter()
     yield from done

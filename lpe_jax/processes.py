@@ -25,6 +25,7 @@ import jax
 from jax._src import distributed as _distributed
 
 from lpe_jax.errors import RunError, UserError
+from lpe_jax.preemption import Notice
 from lpe_jax.records.files import part_files, part_name
 from lpe_jax.records.ledger import Ledger
 from lpe_jax.records.run import Run, differences
@@ -37,6 +38,8 @@ START_SECONDS = 300
 # Network file systems may show what another machine wrote only so much later.
 _PATIENCE_SECONDS = 60.0
 _TOKEN = ".shared-"
+# Where a process that has been told to end says so, and how often the others look.
+_STOP, _ASK_SECONDS = "lpe_jax/stop/", 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +197,25 @@ class Processes:
             f"{_named(gone)} of {self.count} ended before the share was drawn, and {missing} of {prompts} prompts are "
             "not complete; the same command goes on from what is on disk"
         )
+
+    def notice(self, grace: float) -> Notice:
+        """Of a SIGTERM to this process, or to any other of the run: all end then, with what they have on disk."""
+        if self.count == 1:
+            return Notice(grace)
+        asked = 0.0
+
+        def tell() -> None:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # told before, or nobody is left to tell
+                _client().key_value_set(f"{_STOP}{self.index}", "1")
+
+        def heard() -> bool:
+            nonlocal asked
+            if time.monotonic() - asked < _ASK_SECONDS:
+                return False
+            asked = time.monotonic()
+            return bool(_client().key_value_dir_get(_STOP))
+
+        return Notice(grace, tell, heard)
 
     def end(self) -> None:
         """Waits for the first to have finished the run.

@@ -16,6 +16,7 @@ from lpe_jax.asked import Asked
 from lpe_jax.decoding import verify
 from lpe_jax.judging.cascade import AnyJudge
 from lpe_jax.judging.desk import Desk, Item
+from lpe_jax.preemption import Notice
 from lpe_jax.processes import ALONE, Processes
 from lpe_jax.records.bank import BankStore
 from lpe_jax.records.prompts import write_prompts
@@ -105,10 +106,10 @@ def run(
 
     if processes.first:
         check_folder(folder)
-    with sweep.desk(judge) as desk:
+    with processes.notice(sweep.grace) as notice, sweep.desk(judge) as desk:
         # Before the models are loaded: a judge that cannot be used is to fail now.
         desk.open()
-        _run(sweep, folder, prompts, judge, desk, asked, flagfile, processes)
+        _run(sweep, folder, prompts, judge, desk, asked, flagfile, processes, notice)
     processes.end()
     if processes.first:
         print(f"\nfinished in {time.monotonic() - began:.0f} s; see {folder}")
@@ -124,6 +125,7 @@ def _run(
     asked: Mapping[str, Any],
     flagfile: str,
     processes: Processes,
+    notice: Notice,
 ) -> None:
     """`run` of a sweep that is not finished, whose judge is there."""
     began = time.monotonic()
@@ -168,9 +170,9 @@ def _run(
         truth = sweep.truth(loaded)
         todo = [i for i in mine if i not in store.entries]
         if sweep.tree:
-            shards = by_tree(sweep, prompts, rendered, todo, judging)
+            shards = by_tree(sweep, prompts, rendered, todo, judging, notice.check)
         else:
-            shards = ((i, by_rows(sweep, sampler, prompts[i], judging)) for i in todo)
+            shards = ((i, by_rows(sweep, sampler, prompts[i], judging, notice.check)) for i in todo)
         started, off = time.monotonic(), 0.0
         for done, (i, (shard, off_here)) in enumerate(shards, start=1):
             off = max(off, off_here)
@@ -190,6 +192,7 @@ def _run(
             print(processes.prefix + verify.words(sweep.verify, len(todo), off))
         if processes.count > 1:
             gone = processes.drawn(lambda k: BankStore(folder, processes.index).written.get(k, 0), folder)
+            notice.check()
             if not processes.first:
                 return
             missing = set(range(len(prompts))) - BankStore(folder).entries.keys()

@@ -165,6 +165,7 @@ FLIPS = {
     "judge_batch_size": (3, None),
     "figures": (True, None),
     "verify": (3, None),
+    "grace": (3.0, None),
 }
 # Of other methods, of several processes, of what is not here, and where the run is.
 ELSEWHERE = {

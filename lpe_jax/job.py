@@ -277,6 +277,8 @@ class _Drawing:
                     checks[finished.prompt.id] = finished
             if job.verify and prompts and not quiet:
                 store.flush()
+                # Not finished, whatever it was: it is to be seen first whether what is drawn is right.
+                self.opened.reopen()
                 say(verify.words(job.verify, len(prompts), _verified(job, prompts, sampler, store)))
         finally:
             bar.close()

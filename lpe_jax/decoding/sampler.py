@@ -18,7 +18,7 @@ from lpe_jax.decoding.loop import Results, Rows, Tickets, decode
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.schedule import Schedule
 from lpe_jax.decoding.verify import check, recorded
-from lpe_jax.errors import PromptError, UserError
+from lpe_jax.errors import PromptError, RunError, UserError
 from lpe_jax.models.pair import ORIGINAL, Pair
 from lpe_jax.types import Request, Rollout
 
@@ -201,8 +201,17 @@ class Sampler:
         """By how much sums of one prompt's rollouts are off those of a full forward pass, in nats per token.
 
         Raises:
-          RunError: by more than rounding.
+          RunError: by more than rounding, or a sum is missing.
         """
+        whole = self.sums and self.pair.models == 2
+        for rollout in rollouts:
+            # At alpha = 1 the original may have been run alone.
+            sums = rollout.logp_path, rollout.logp_variant, rollout.path_score, rollout.path_variance
+            if whole and rollout.alpha != 1 and not np.isfinite(sums).all():
+                raise RunError(
+                    f"rollout {rollout.index} of {prompt_id!r} at alpha = {rollout.alpha:g} carries sums that are no "
+                    "numbers, though both models were run: nothing drawn with it is to be trusted"
+                )
         found = [recorded(rollout, self.settings) for rollout in rollouts]
         return check(prompt_id, self.pair, self.prompts[prompt_id], found, self.settings, self.prompt_slots)
 

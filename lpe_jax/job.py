@@ -143,6 +143,8 @@ def _run(
         "naive_check": job.naive_check,
         **({} if job.judge_quality is None else {"judge_quality": dataclasses.asdict(job.judge_quality)}),
         "prompt_slots": sampler.prompt_slots,
+        # None, which runs that say nothing of it have too, for XLA's products.
+        "attention": None if sampler.kernel is None else "pallas",
     }
 
     resolved = {

@@ -58,6 +58,8 @@ class Sweep(Asked):
             raise ValueError("share_prefixes does not truncate; use --noshare_prefixes with --top_k or --top_p")
         if not self.sums:
             raise ValueError("nosums leaves out what estimators take from a bank; leave sums on")
+        if self.tree and self.attention == "pallas":
+            raise ValueError("share_prefixes knows no kernel; use --noshare_prefixes with --attention=pallas")
         if self.tree and self.model_parallel != 1:
             raise ValueError("share_prefixes runs on one device; use --noshare_prefixes with --model_parallel")
 
@@ -140,6 +142,8 @@ def _run(
         "grid_logps": sweep.grid_logps or sweep.tree,
         "texts": sweep.texts,
         "prompt_slots": None if sweep.tree else sampler.prompt_slots,
+        # As in lpe_jax.job.
+        "attention": None if sweep.tree or sampler.kernel is None else "pallas",
     }
     with processes.open(folder, settings, asked, flagfile) as opened, contextlib.ExitStack() as stack:
         store = BankStore(folder, processes.index)

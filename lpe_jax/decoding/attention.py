@@ -9,7 +9,7 @@ block at a time, as far as they count, and keeps a running softmax: the largest 
 weighted values relative to it. Prompts and responses are two calls, merged in the end. What a row gets depends on its
 own slots alone, summed in the order of blocks, wherever it is in a batch and whatever is beside it.
 
-There is one program for each row and head. Slots are not divided among several: with tens of rows, some heads and two
+There is a program for each row and head. Slots are not divided among several: with tens of rows, some heads and two
 models there are more programs than a GPU runs at a time.
 """
 
@@ -41,8 +41,9 @@ INTERPRET = "interpret"
 # both with what comes next under way, and the larger ones for several programs.
 _BLOCK_BYTES = 1 << 14
 _MOST_SLOTS = 128
-# Tensor cores multiply at least so many rows and columns.
-_TILE = 16
+# Tensor cores multiply at least so many rows and columns; more queries than the second number would need more registers
+# than a thread has.
+_TILE, _MOST_QUERIES = 16, 32
 _HEAD_DIMS = (16, 32, 64, 128, 256)
 # In the place of minus infinity: differences of it are numbers.
 _NONE = -1e30
@@ -174,16 +175,16 @@ def partial_attention(
     x, heads, queries, head_dim = q.shape
     block = max(_TILE, min(_MOST_SLOTS, _BLOCK_BYTES // (head_dim * k.dtype.itemsize)))
     # Blocks of queries and slots may reach beyond what there is: neither is read or written there.
-    tile, slots = max(_TILE, pl.next_power_of_2(queries)), pl.cdiv(k.shape[2], block) * block
-
-    def of_head(*shape: int) -> pl.BlockSpec:
-        return pl.BlockSpec((None, None, *shape), lambda i, head: (i, head, *(0,) * len(shape)))
-
+    tile = max(_TILE, min(_MOST_QUERIES, pl.next_power_of_2(queries)))
+    slots = pl.cdiv(k.shape[2], block) * block
+    of_query = pl.BlockSpec((None, None, tile), lambda i, head, part: (i, head, part))
+    of_queries = pl.BlockSpec((None, None, tile, head_dim), lambda i, head, part: (i, head, part, 0))
+    of_slots = pl.BlockSpec((None, None, slots, head_dim), lambda i, head, part: (i, head, 0, 0))
     return pl.pallas_call(
         functools.partial(_kernel, queries=queries, block=block),
-        grid=(x, heads),
-        in_specs=[of_head(tile, head_dim), *(of_head(slots, head_dim),) * 2, pl.BlockSpec((None,), lambda i, _: (i,))],
-        out_specs=(of_head(tile, head_dim), of_head(tile), of_head(tile)),
+        grid=(x, heads, pl.cdiv(queries, tile)),
+        in_specs=[of_queries, of_slots, of_slots, pl.BlockSpec((None,), lambda i, head, part: (i,))],
+        out_specs=(of_queries, of_query, of_query),
         out_shape=tuple(jax.ShapeDtypeStruct(q.shape[:n], jnp.float32) for n in (4, 3, 3)),
         compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=_STAGES),
         interpret=interpret,
@@ -192,9 +193,9 @@ def partial_attention(
 
 
 def _kernel(q_ref, k_ref, v_ref, count_ref, out_ref, top_ref, total_ref, *, queries: int, block: int) -> None:
-    """One program: the queries [J, H] of one head over its keys and values [S, H]."""
+    """One program: some of the queries [J, H] of one head over its keys and values [S, H]."""
     tile, head_dim = q_ref.shape
-    count, is_query = count_ref[()], jnp.arange(tile) < queries
+    count, is_query = count_ref[()], pl.program_id(2) * tile + jnp.arange(tile) < queries
     q = triton.load(q_ref.at[:, :], mask=is_query[:, None], other=0)
     # Tensor cores would cut float32 to 11 bits.
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else jax.lax.Precision.DEFAULT

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from lpe_jax.decoding.attention import choose_kernel
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.sampler import Sampler, slots_for
 from lpe_jax.errors import UserError
@@ -38,6 +39,7 @@ class Asked:
     """The flags that programs share, as given; None stands for the default that depends on the models.
 
     Attributes:
+      attention: what computes it, as lpe_jax.decoding.sampler.Sampler takes it.
       sums: take of every rollout what needs both models' own logits.
       judge_settings: how a judge that is a model is asked.
       judge_reasoning: the judge reads reasoning too.
@@ -62,6 +64,7 @@ class Asked:
     dtype: str
     model_parallel: int
     pair_mode: str = "auto"
+    attention: str = "auto"
     sums: bool = True
     judge_settings: JudgeSettings = dataclasses.field(default_factory=JudgeSettings)
     judge_reasoning: bool = False
@@ -140,7 +143,10 @@ class Asked:
 
         Raises:
           CheckpointError, PairError: they cannot be loaded, or not together.
+          UserError: a kernel is asked for that cannot be had here.
         """
+        # What cannot be had is to fail now; of the models' heads only the sampler knows.
+        choose_kernel(self.attention, jax.local_devices()[0])
         if dtype_of(self.dtype) == "float32":
             # Accelerators multiply float32 matrices in fewer bits unless told otherwise.
             jax.config.update("jax_default_matmul_precision", "highest")
@@ -239,4 +245,5 @@ class Asked:
             mesh=mesh,
             grid=grid,
             sums=self.sums,
+            attention=self.attention,
         )

@@ -150,6 +150,8 @@ def _run(
         "method": job.method,
         "procedure": {name: value for name, value in procedure.items() if name not in job.procedure.GROWS},
         **({} if job.judge_quality is None else {"judge_quality": dataclasses.asdict(job.judge_quality)}),
+        # None, which runs that say nothing of it have too, for XLA's products.
+        "attention": None if sampler.kernel is None else "pallas",
     }
     extent = {
         **job.extent(rendered, sampler),

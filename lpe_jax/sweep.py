@@ -60,6 +60,8 @@ class Sweep(Asked):
             raise ValueError("share_prefixes does not truncate; use --noshare_prefixes with --top_k or --top_p")
         if not self.sums:
             raise ValueError("nosums leaves out what estimators take from a bank; leave sums on")
+        if self.tree and self.attention == "pallas":
+            raise ValueError("share_prefixes knows no kernel; use --noshare_prefixes with --attention=pallas")
         if self.tree and self.model_parallel != 1:
             raise ValueError("share_prefixes runs on one device; use --noshare_prefixes with --model_parallel")
 
@@ -142,6 +144,8 @@ def _run(
         "share_prefixes": sweep.tree,
         "grid_logps": sweep.grid_logps or sweep.tree,
         "texts": sweep.texts,
+        # As in lpe_jax.job.
+        "attention": None if sweep.tree or sampler.kernel is None else "pallas",
     }
     with (
         processes.open(folder, settings, sweep.extent(rendered, sampler), asked, flagfile) as opened,

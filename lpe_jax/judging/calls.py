@@ -107,15 +107,15 @@ class Caller:
         """
         import httpx2
 
-        async def send() -> Met:
-            answer = await self.client.post("/chat/completions", content=body, cast_to=httpx2.Response)
-            return self.read(answer.content)
+        async def send() -> bytes:
+            return (await self.client.post("/chat/completions", content=body, cast_to=httpx2.Response)).content
 
         async with self.pace as turn:
             self.check()
             self.purse.reserve()
             try:
                 met = await self._met(send, self._settings.timeout)
+                met = self._read(met) if isinstance(met, bytes) else met
                 if isinstance(met, Reply):
                     self.meter.add(1, met.input_tokens, met.output_tokens)
                 elif isinstance(met, Again) and met.answered:
@@ -125,7 +125,7 @@ class Caller:
             self._note(met, turn)
         return met
 
-    def read(self, content: bytes) -> Met:
+    def _read(self, content: bytes) -> Met:
         """What a completion holds; words of one that is none are without the key."""
         met = policy.of_answer(content)
         return met if isinstance(met, Reply) else policy.of_answer(self.redact(content.decode("utf-8", "replace")))
@@ -163,6 +163,8 @@ class Caller:
         words = f"{tries.failed} tries came to nothing, the last by {met.kind}"
         words += f" ({shown(met.words)})" if met.words else ""
         if probe is None and tries.failed >= self._patience.tries:
+            if met.kind == "500":
+                return Rejected(words)  # it may break on how it is asked
             raise self.stop(words)
         most = self._patience.rate_tries if met.slow else self._patience.tries
         if tries.blamed >= most:
@@ -193,18 +195,21 @@ class Caller:
                 return await send()
         except openai.APIStatusError as error:
             response = error.response
-            return policy.of_status(response.status_code, response.headers, self.redact(response.text))
+            headers = {name.lower(): self.redact(value) for name, value in response.headers.items()}
+            return policy.of_status(response.status_code, headers, self.redact(response.text))
         except (TimeoutError, openai.APITimeoutError):
             return Again("timeout")
         except openai.APIConnectionError as error:
             return Again("no connection", words=shown(self.redact(str(error.__cause__ or error))))
-        except openai.OpenAIError as error:
+        except Exception as error:  # whatever else a transport may make of what it is sent
             return Again(type(error).__name__, words=shown(self.redact(str(error))))
 
     def _note(self, met: Any, turn: float | None = None) -> None:
         """Learns from one try, that began at its turn in the pace."""
         if isinstance(met, Stop):
             raise self.stop(self.redact(met.words))
+        if isinstance(met, Rejected):
+            self.meter.failures[met.words.partition(":")[0]] += 1
         if not isinstance(met, Again):
             # Whatever the server says of a call, it is there.
             self.successes += 1

@@ -276,11 +276,11 @@ def killing(monkeypatch):
 
 
 def survives(server, stub, folder, items, killing, steps):
-    """Processes that die at these steps, and one that does not."""
-    for step in steps:
+    """Processes that die at these steps, each with fewer items than the next, and one that does not die."""
+    for step, fewer in zip(steps, range(len(steps), 0, -1), strict=True):
         killing(step)
         try:
-            run(server, folder, items)
+            run(server, folder, dict(list(items.items())[fewer:]))
         except Killed:
             continue
         break

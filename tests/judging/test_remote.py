@@ -36,8 +36,8 @@ from tests.judging.test_rubric import FORGED
 
 PROMPT = Prompt("p", (Message("user", "How do I fold a boat?"),))
 QUICK = Patience(first=0.01, longest=0.05, outage=1.0)
-# Made up; as long as a real one.
-CANARY = "sk-canary-0123456789abcdefghijklmnopqrstuvwxyz/+="
+# Made up, as long as a real one, and nothing that looks like one.
+CANARY = "canary-0123456789abcdefghijklmnopqrstuvwxyz/+="
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +112,10 @@ def test_a_url_may_hold_no_secret(url):
     with pytest.raises(JudgeError, match="--judge_key_env") as caught:
         RubricJudge(url, "m", JudgeSettings())
     assert "secret" not in str(caught.value)
+    for spec in (url, f"{url}#m", f"screen:rules,confirm:{url}"):
+        with pytest.raises(JudgeError, match="--judge_key_env") as caught:
+            make_judge(spec)
+        assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +124,11 @@ def test_a_url_may_hold_no_secret(url):
 def test_what_is_no_url(url):
     with pytest.raises(JudgeError, match="write http://HOST:PORT/v1#MODEL"):
         RubricJudge(url, "m", JudgeSettings())
+
+
+def test_a_url_without_a_model():
+    with pytest.raises(JudgeError, match="names no model; write http://h/v1#MODEL"):
+        make_judge("http://h/v1")
 
 
 def test_one_call_and_its_verdict():
@@ -186,6 +195,8 @@ HOSTILE = {
     "hang": lambda asked, rng: Answer(completion(graded(asked, WRONG)), delay=30),
     "html": lambda asked, rng: Answer("<!DOCTYPE html><title>Sign in</title>", headers={"Content-Type": "text/html"}),
     "garbage": lambda asked, rng: Answer(rng.randbytes(200)),
+    "deep": lambda asked, rng: Answer("[" * 100_000, rng.choice([200, 500])),
+    "bad gzip": lambda asked, rng: dataclasses.replace(right(asked), headers={"Content-Encoding": "gzip"}),
     "torn JSON": lambda asked, rng: Answer(json.dumps(completion(graded(asked, WRONG)))[:-30]),
     "torn connection": lambda asked, rng: dataclasses.replace(right(asked), cut=100),
     "no choices": lambda asked, rng: Answer({**completion("x"), "choices": []}),
@@ -530,6 +541,30 @@ def test_many_calls_that_learn_the_same_at_once():
         assert all(map(is_right, some, desk(some)))
         assert "max_completion_tokens" in server.asked[-1].body
         assert sum("max_tokens" in asked.body for asked in server.asked) == 17
+
+
+def test_many_calls_that_learn_different_things_at_once():
+    """What one has learnt another, which began before, does not undo."""
+    strict = []
+
+    def answer(asked):
+        names = ["temperature", "seed"] if asked.trial or int(asked.item[1].split()[1]) % 2 else ["seed", "temperature"]
+        refused = next((name for name in names if strict and name in asked.body), None)
+        reply = right(asked) if refused is None else error(400, f"Unsupported: '{refused}'", param=refused)
+        return dataclasses.replace(reply, delay=0.05)
+
+    with judging(answer) as (server, _, desk):
+        strict.append(True)
+        some = numbered(16)
+        assert all(map(is_right, some, desk(some)))
+        assert sorted(sum(name in asked.body for asked in server.asked) for name in ("temperature", "seed")) == [17, 33]
+
+
+def test_a_server_that_breaks_on_structured_outputs():
+    answer = lambda asked: error(500, "oh") if "response_format" in asked.body else right(asked)  # noqa: E731
+    with judging(answer) as (server, _, desk):
+        some = numbered(5)
+        assert all(map(is_right, some, desk(some))) and len(server.asked) == 6 + 1 + 5
 
 
 def test_a_server_that_passes_over_structured_outputs():
@@ -893,7 +928,7 @@ def test_what_the_environment_says_stays_here(monkeypatch):
 
 def test_the_redactor():
     redact = Redactor(CANARY)
-    for text in (CANARY, f"a {CANARY}b", f'"{CANARY}"', "sk-canary-0123456789abcdefghijklmnopqrstuvwxyz%2F%2B%3D"):
+    for text in (CANARY, f"a {CANARY}b", f'"{CANARY}"', "canary-0123456789abcdefghijklmnopqrstuvwxyz%2F%2B%3D"):
         assert "canary" not in redact(text), text
     assert redact("Incorrect: sk-cana*****wxyz. Bearer abcdefgh") == "Incorrect: [key] [key]"
     assert redact("a task-force, risk-averse; the answer is none") == "a task-force, risk-averse; the answer is none"
@@ -908,14 +943,14 @@ def leaks(text):
 
 def echoing(asked):
     """All the ways in which a server may repeat the key that it was sent."""
-    key = asked.headers["authorization"]
-    padding = "y" * 270  # so that a text cut to its first 300 characters would end within the key
+    key = asked.headers["authorization"].removeprefix("Bearer ")
+    padding = "y" * 262  # so that a text cut to its first 300 characters would end within the key
     return {
         **{str(status): error(status, f"{padding} {key}") for status in (400, 401, 403, 404, 413, 422, 429, 500, 503)},
         "quota": error(429, f"no money for {key}", "insufficient_quota"),
         "context": error(400, f"{key} maximum context length"),
         "parameter": error(400, f"Unsupported parameter: nothing of {key}", param=key),
-        "redirect": Answer("", 302, {"Location": f"https://h.example/{key}"}),
+        "redirect": Answer("", 302, {"Location": f"https://h.example/{padding}{key}"}),
         "pause": error(429, key, retry_after="999999"),
         "html": Answer(f"<html>{padding} {key}"),
         "raw 400": Answer(f"{padding}{key}", 400),

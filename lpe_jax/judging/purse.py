@@ -25,7 +25,7 @@ class Purse:
         """
         calls_in_all = self._meter.calls + self._reserved + calls
         if self._budget.calls is not None and calls_in_all > self._budget.calls:
-            self._spent(f"{self._budget.calls:,} calls", f"{self._meter.calls:,} calls were made")
+            self._spent(f"{self._budget.calls:,} calls", f"{self._meter.calls:,} were made")
         if self._budget.money is not None:
             cost = self._meter.cost(self._prices or (0.0, 0.0))
             each = cost / max(self._meter.calls, 1)
@@ -51,6 +51,6 @@ class Purse:
 
     def _spent(self, budget: str, so_far: str) -> None:
         raise JudgeError(
-            f"the judge's budget of {budget} holds no further call ({so_far}); give the same command again with a "
-            "larger --judge_budget to go on: what was drawn and judged is kept"
+            f"the judge's budget of {budget} holds no further call ({so_far}, {self._reserved} are under way); give "
+            "the same command again with a larger --judge_budget to go on: what was drawn and judged is kept"
         )

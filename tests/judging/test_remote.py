@@ -887,7 +887,7 @@ def test_a_purse_counts_what_is_under_way():
     purse.reserve(4)
     purse.release(6)
     meter.add(6, 0, 0)
-    with pytest.raises(JudgeError, match="6 calls were made"):
+    with pytest.raises(JudgeError, match="6 were made, 4 are under way"):
         purse.reserve()
 
 

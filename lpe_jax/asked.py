@@ -19,7 +19,8 @@ from lpe_jax.judging.cascade import AnyJudge
 from lpe_jax.judging.desk import Desk
 from lpe_jax.judging.registry import make_judge
 from lpe_jax.judging.settings import JudgeSettings
-from lpe_jax.loading import Loaded, checkpoint_stamp, dtype_of, load, make_mesh, split_cpu
+from lpe_jax.loading import Loaded, checkpoint_stamp, load, make_mesh, split_cpu
+from lpe_jax.models.weights import dtype_of
 from lpe_jax.prompts import chat
 from lpe_jax.prompts.readers import read_prompts
 from lpe_jax.tiny import world_folder

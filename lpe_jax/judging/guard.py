@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from lpe_jax.errors import JudgeError
 from lpe_jax.judging.base import unscored
-from lpe_jax.judging.batches import JudgeModel
+from lpe_jax.judging.judge_model import JudgeModel
 from lpe_jax.prompts.chat import decode_text
 from lpe_jax.types import Message, Outcome, Prompt, Verdict
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from lpe_jax.errors import CheckpointError, JudgeError, PromptError, UserError
-from lpe_jax.judging import batches, guard, rendering, yes_no
+from lpe_jax.judging import guard, judge_model, rendering, yes_no
 from lpe_jax.judging.base import source_digest, unscored
-from lpe_jax.judging.batches import JudgeModel
 from lpe_jax.judging.guard import Guard
+from lpe_jax.judging.judge_model import JudgeModel
 from lpe_jax.judging.rendering import Renderer
 from lpe_jax.judging.settings import JudgeSettings
 from lpe_jax.judging.yes_no import YesNo
@@ -106,7 +106,7 @@ def _load(source: str, settings: JudgeSettings) -> OnDeviceJudge:
         "dtype": dtype,
     }
     described = ";".join([*(f"{name}={value}" for name, value in parts.items()), how.identity])
-    source_files = [Path(module.__file__) for module in (batches, guard, rendering, yes_no, chat)]
+    source_files = [Path(module.__file__) for module in (judge_model, guard, rendering, yes_no, chat)]
     return OnDeviceJudge(
         identity=f"jax:{how.kind};{described}@{source_digest([Path(__file__), *source_files])}",
         model=JudgeModel(load_module(checkpoint, DTYPES[dtype]), len(tokenizer), eos_ids, settings.batch_size),

@@ -11,7 +11,7 @@ import numpy as np
 
 from lpe_jax.errors import JudgeError
 from lpe_jax.judging.base import unscored
-from lpe_jax.judging.batches import JudgeModel
+from lpe_jax.judging.judge_model import JudgeModel
 from lpe_jax.types import Message, Outcome, Prompt, Verdict
 
 if TYPE_CHECKING:

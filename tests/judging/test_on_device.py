@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from lpe_jax.errors import JudgeError, PromptError
-from lpe_jax.judging import batches, on_device
+from lpe_jax.judging import judge_model, on_device
 from lpe_jax.judging.desk import Desk, Item
 from lpe_jax.judging.guard import MAPPINGS, is_guard, read_reply
 from lpe_jax.judging.on_device import load_judge
@@ -208,10 +208,10 @@ def test_neither_padding_nor_neighbours_matter(judges, kind):
 @pytest.mark.parametrize("kind", TEMPLATES)
 def test_one_program_for_each_padded_length(folders, kind):
     judge = load_judge(str(folders[kind]), JudgeSettings(batch_size=3))
-    program = {"guard": batches._reply, "chat": batches._next_log_probs}[kind]
+    program = {"guard": judge_model._reply, "chat": judge_model._next_log_probs}[kind]
     before, items = program._cache_size(), several(20)
     lengths = [len(judge.render(judge.how.turns(*item))) for item in items]
-    expected = {batches.slots_for(n, judge.model.longest(judge.how.reply_tokens)) for n in lengths}
+    expected = {judge_model.slots_for(n, judge.model.longest(judge.how.reply_tokens)) for n in lengths}
     judge(items)
     assert len(set(lengths)) > 10 and program._cache_size() - before == len(expected) <= 3
 
@@ -229,13 +229,13 @@ def test_padding_rows_of_the_vocabulary_are_never_said(judges, tmp_path, kind):
 
 
 def test_slots():
-    assert [batches.slots_for(n, 5000) for n in (1, 255, 256, 257, 512, 4096, 4097, 5000)] == [
+    assert [judge_model.slots_for(n, 5000) for n in (1, 255, 256, 257, 512, 4096, 4097, 5000)] == [
         *(256, 256, 256, 512, 512, 4096, 5000, 5000)
     ]
-    assert batches.slots_for(40, 100) == 100
+    assert judge_model.slots_for(40, 100) == 100
     for n in (0, 101):
         with pytest.raises(ValueError, match="do not fit"):
-            batches.slots_for(n, 100)
+            judge_model.slots_for(n, 100)
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
@@ -292,10 +292,10 @@ def test_too_little_memory_names_the_flag(judges, monkeypatch):
     def full(*args, **kwargs):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    monkeypatch.setattr(batches, "_reply", full)
+    monkeypatch.setattr(judge_model, "_reply", full)
     with pytest.raises(JudgeError, match="4 x 256 tokens; lower --judge_batch_size"):
         judges["guard"]([(PROMPT, "a")])
-    monkeypatch.setattr(batches, "_reply", lambda *args, **kwargs: (_ for _ in ()).throw(KeyError("x")))
+    monkeypatch.setattr(judge_model, "_reply", lambda *args, **kwargs: (_ for _ in ()).throw(KeyError("x")))
     with pytest.raises(KeyError):
         judges["guard"]([(PROMPT, "a")])
 

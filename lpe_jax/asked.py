@@ -20,7 +20,8 @@ from lpe_jax.judging.cascade import AnyJudge
 from lpe_jax.judging.desk import Desk
 from lpe_jax.judging.registry import make_judge
 from lpe_jax.judging.settings import JudgeSettings
-from lpe_jax.loading import Loaded, checkpoint_stamp, dtype_of, load, make_mesh, split_cpu
+from lpe_jax.loading import Loaded, checkpoint_stamp, load, make_mesh, split_cpu
+from lpe_jax.models.weights import dtype_of
 from lpe_jax.prompts import chat
 from lpe_jax.prompts.readers import read_prompts
 from lpe_jax.records.prompts import prompts_digest
@@ -129,14 +130,17 @@ class Asked:
         Raises:
           UserError: they cannot.
         """
-        if self.folder is not None and self.model_parallel == 1:
-            split_cpu(self.rows)
+        self._split_cpu()
         mesh = make_mesh(self.model_parallel)
         if mesh is not None and self.rows % mesh.shape["data"]:
             raise UserError(
                 f"--batch_size={self.rows} is not a multiple of the {mesh.shape['data']} devices that share it"
             )
         return mesh
+
+    def _split_cpu(self) -> None:
+        if self.folder is not None and self.model_parallel == 1:
+            split_cpu(self.rows)
 
     def load(self, mesh: Mesh | None = None) -> Loaded:
         """Loads the models; float32 then means float32 in every product of matrices.
@@ -167,6 +171,8 @@ class Asked:
         Raises:
           JudgeError: there is none such.
         """
+        # A judge that runs on the device is the first to use JAX, and then it is too late.
+        self._split_cpu()
         return make_judge(self.judge_name, self.judge_settings.shared(processes))
 
     def desk(self, judge: AnyJudge) -> Desk:

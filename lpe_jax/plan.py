@@ -16,10 +16,11 @@ import numpy as np
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.sampler import ROWS_PER_PROMPT, Sampler, rounded_slots
 from lpe_jax.errors import UserError
-from lpe_jax.loading import DTYPES, make_mesh
+from lpe_jax.loading import make_mesh
 from lpe_jax.models.checkpoint import open_config
 from lpe_jax.models.config import Qwen3Config
 from lpe_jax.models.pair import abstract_pair, check_same_config
+from lpe_jax.models.weights import DTYPES
 from lpe_jax.planning.chips import in_words
 from lpe_jax.planning.compiled import Compiled, TooLarge, compile_decode, device_bytes, largest
 from lpe_jax.planning.counts import count_step, weights_read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -171,7 +172,7 @@ def _run(
     with processes.open(folder, settings, extent, asked, flagfile) as opened:
         if processes.first:
             write_prompts(folder, prompts)
-            for note in (describe_sharing(loaded.pair), *loaded.notes, *_warnings(job, sampling)):
+            for note in (describe_sharing(loaded.pair), *loaded.notes, *desk.notes, *_warnings(job, sampling)):
                 print(note)
             if opened.grown_from is not None:
                 print(f"the run grows: {more(opened.grown_from, extent)}")
@@ -242,7 +243,7 @@ class _Drawing:
 
     def draw(self, prompts: Sequence[Prompt], sampler: Sampler | live.Stored, *, quiet: bool = False) -> _Found:
         """Each prompt's rollouts and what they say, printed as it comes, and its naive check by prompt id."""
-        job, store, check = self.job, self.store(), self.notice.check
+        job, store, check, desk = self.job, self.store(), self.notice.check, self.desk
         self.notice.last = store.flush
         check()
         if len(store) and self.processes.first and not quiet:
@@ -258,11 +259,14 @@ class _Drawing:
             with bar.external_write_mode(file=sys.stdout):
                 print(self.processes.prefix + line, flush=True)
 
+        drive = functools.partial(
+            live.run, judge=desk.submit, store=store, on_batch=on_batch, check=check, at_once=desk.at_once
+        )
         # Before anything is drawn: what does not fit the device is to fail now.
         alone = sampler.alone if job.naive_check else None
         found, checks = [], {}
         try:
-            for finished in live.run(job.procedure, prompts, sampler, self.desk.submit, store, on_batch, check=check):
+            for finished in drive(job.procedure, prompts, sampler):
                 truth = self.truth.get(finished.prompt.id)
                 found.append((finished, result_of(job, finished, truth, job.judge_quality)))
                 if not quiet:
@@ -275,7 +279,7 @@ class _Drawing:
                 had = {finished.prompt.id: finished.drawn[at_one].sum(keepdims=True) for finished, _ in found}
                 of_found = [prompt for prompt in prompts if prompt.id in had]
                 naive = Naive(job.naive_check)
-                for finished in live.run(naive, of_found, alone, self.desk.submit, store, on_batch, had, check):
+                for finished in drive(naive, of_found, alone, spoken_for=had):
                     checks[finished.prompt.id] = finished
             if job.verify and prompts and not quiet:
                 store.flush()

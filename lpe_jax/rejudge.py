@@ -130,6 +130,8 @@ def run(
         desk.remember(ledger)
         if stored.record["status"] != "finished":
             print("note: the run is not finished; this is of what it has drawn so far")
+        for note in desk.notes:
+            print(note)
         print(f"{len(stored.rollouts):,} rollouts of {len(stored.prompts)} prompts, judge {new.identity}\n", flush=True)
         verdicts = judge_all(stored, desk, job.judge_settings)
         results, phases = estimated(stored, job, verdicts)

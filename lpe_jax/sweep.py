@@ -160,6 +160,8 @@ def _run(
             how = "sharing prefixes" if sweep.tree else f"in batches of {sweep.rows}"
             how += "" if processes.count == 1 else f", {processes.count} processes"
             print(f"{len(prompts)} prompts, {len(sweep.alphas)} alphas x {sweep.n:,} and {sweep.n_naive:,} at 1, {how}")
+            for note in desk.notes:
+                print(note)
             print(f"judge {judge.identity}; writing to {folder}\n", flush=True)
         if sweep.judge_name != "tiny":  # exact and free: nothing to remember
             desk.remember(stack.enter_context(contextlib.closing(processes.ledger(folder))))

@@ -115,6 +115,17 @@ class Desk:
         """The judges that are waited for."""
         return [remembered.judge for remembered in self._judges if remembered.remote]
 
+    @property
+    def notes(self) -> list[str]:
+        """What judges have to say of themselves, a sentence each."""
+        judges = (remembered.judge for remembered in self._judges)
+        return [judge.note for judge in judges if getattr(judge, "note", None)]
+
+    @property
+    def at_once(self) -> int:
+        """How many responses are best handed in together."""
+        return max(getattr(remembered.judge, "at_once", 1) for remembered in self._judges)
+
     def close(self) -> None:
         """Lets what is under way end, for a moment, and goes."""
         self._loop.close(_GRACE, [judge.close for judge in self.remote])

@@ -26,15 +26,23 @@ class JudgeModel:
     on what else is asked. Padding stands before prompts and is never attended to.
 
     Attributes:
+      load: loads its weights, when it is first asked.
+      positions: tokens that it can read and write, together.
       num_tokens: ids at or above it are padding rows of the vocabulary and are never said.
       eos_ids: any of these ends a reply.
       rows: of a compiled batch.
     """
 
-    module: Qwen3
+    load: Callable[[], Qwen3]
+    positions: int
     num_tokens: int
     eos_ids: tuple[int, ...]
     rows: int
+
+    @functools.cached_property
+    def module(self) -> Qwen3:
+        """The model on the device."""
+        return self.load()
 
     def replies(self, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
         """The likeliest next tokens of each prompt, one after the other, up to and with one of eos_ids, or `most`.
@@ -57,7 +65,7 @@ class JudgeModel:
 
     def longest(self, most: int) -> int:
         """Tokens that a prompt may have, if `most` tokens are to come of it."""
-        return self.module.config.max_position_embeddings - most
+        return self.positions - most
 
     def _run(
         self, program: Callable[..., tuple[jax.Array, ...]], prompts: Sequence[Sequence[int]], most: int

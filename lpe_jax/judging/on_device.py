@@ -39,9 +39,15 @@ class OnDeviceJudge:
     """
 
     identity: str
+    note: str
     model: JudgeModel
     render: Renderer
     how: Guard | YesNo
+
+    @property
+    def at_once(self) -> int:
+        """So many items are judged at the price of one."""
+        return self.model.rows
 
     def __call__(self, items: Sequence[tuple[Prompt, str]]) -> list[Verdict]:
         longest = self.model.longest(self.how.reply_tokens)
@@ -66,7 +72,7 @@ class OnDeviceJudge:
 
 
 def load_judge(source: str, settings: JudgeSettings) -> OnDeviceJudge:
-    """Loads a judge, checked as the models that are sampled are, and prints a line that says what it was taken for.
+    """A judge, checked as the models that are sampled are. Its weights are loaded when it is first asked.
 
     Args:
       source: a local folder or a hub id `org/name[@revision]`; Qwen3ForCausalLM with a chat template.
@@ -75,11 +81,9 @@ def load_judge(source: str, settings: JudgeSettings) -> OnDeviceJudge:
       JudgeError: it cannot be loaded, or not be a judge; the message says why.
     """
     try:
-        judge = _load(source, settings)
+        return _load(source, settings)
     except UserError as error:
         raise JudgeError(f"judge 'jax:{source}': {error}") from None
-    print(f"judge {source}: {judge.how.note}", flush=True)
-    return judge
 
 
 def _load(source: str, settings: JudgeSettings) -> OnDeviceJudge:
@@ -109,7 +113,14 @@ def _load(source: str, settings: JudgeSettings) -> OnDeviceJudge:
     source_files = [Path(module.__file__) for module in (judge_model, guard, rendering, yes_no, chat)]
     return OnDeviceJudge(
         identity=f"jax:{how.kind};{described}@{source_digest([Path(__file__), *source_files])}",
-        model=JudgeModel(load_module(checkpoint, DTYPES[dtype]), len(tokenizer), eos_ids, settings.batch_size),
+        note=f"judge {source}: {how.note}",
+        model=JudgeModel(
+            load=lambda: load_module(checkpoint, DTYPES[dtype]),
+            positions=checkpoint.config.max_position_embeddings,
+            num_tokens=len(tokenizer),
+            eos_ids=eos_ids,
+            rows=settings.batch_size,
+        ),
         render=render,
         how=how,
     )

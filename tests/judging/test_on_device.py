@@ -78,10 +78,11 @@ def test_a_guard_is_known_by_what_its_template_asks_for(judges, capsys):
 
 
 @pytest.mark.parametrize(("kind", "said"), [("guard", "`Refusal: No` counts as complied"), ("chat", "'Yes' and 'No'")])
-def test_it_says_what_it_takes_a_checkpoint_for(folders, capsys, kind, said):
-    load_judge(str(folders[kind]), ROWS)
-    (line,) = capsys.readouterr().out.splitlines()
-    assert str(folders[kind]) in line and f"a {kind} model" in line and said in line
+def test_it_says_what_it_takes_a_checkpoint_for(folders, kind, said):
+    judge = load_judge(str(folders[kind]), ROWS)
+    assert str(folders[kind]) in judge.note and f"a {kind} model" in judge.note and said in judge.note
+    assert "module" not in vars(judge.model), "weights are loaded when it is asked"
+    assert Desk(judge, thinking=False).notes == [judge.note] and judge.at_once == ROWS.batch_size
 
 
 def test_the_registry_knows_the_kind(folders):

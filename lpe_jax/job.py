@@ -35,7 +35,7 @@ from lpe_jax.records.prompts import write_prompts
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.records.run import Run, check_folder, more, read_run, settings_hash
 from lpe_jax.reporting import figures, table
-from lpe_jax.reporting.judges import cascade_words, judging_words, verdict_words
+from lpe_jax.reporting.judges import cascade_words, judging_words, spent_words, verdict_words
 from lpe_jax.results import phases_of, result_of, results_of
 from lpe_jax.types import Prompt, Rollout
 
@@ -200,6 +200,8 @@ def _run(
         phases = phases_of([*(finished for finished, _ in found), *checks.values()])
         for line in (*judging_words(desk, job.judge_settings), *cascade_words(phases), *verdict_words(results)):
             print(line)
+        for remote in desk.remote:
+            opened.metric(event="judge", judge=remote.identity, **dataclasses.asdict(remote.meter))
         if draw_figures:
             _draw_figures(results, folder / "figures")
         opened.metric(event="finished", seconds=round(time.monotonic() - began, 1))
@@ -253,6 +255,7 @@ class _Drawing:
 
         def on_batch(rollouts: int, tokens: int, seconds: float) -> None:
             bar.update(rollouts)
+            bar.set_postfix_str(spent_words(desk, job.judge_settings), refresh=False)
             self.opened.metric(event="batch", rollouts=rollouts, tokens=tokens, seconds=round(seconds, 3))
 
         def say(line: str) -> None:

@@ -119,7 +119,7 @@ def main() -> None:
     check = 0 if FLAGS.method == "naive" else FLAGS.naive_check
     from lpe_jax import job
 
-    shared = vocabulary.flag_values(vocabulary.JOB_FLAGS) | judges.asked_fields()
+    shared = vocabulary.flag_values((*vocabulary.JOB_FLAGS, *vocabulary.RUN_FLAGS)) | judges.asked_fields()
     asked = vocabulary.flag_values(
         [
             *(*vocabulary.JOB_FLAGS, *judges.JUDGE_FLAGS, "method"),
@@ -135,7 +135,6 @@ def main() -> None:
             procedure=procedure,
             naive_check=check,
             judge_quality=judge_quality,
-            verify=FLAGS.verify,
             **shared,
         ),
         out=FLAGS.out,

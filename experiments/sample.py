@@ -62,12 +62,11 @@ def main() -> None:
     from lpe_jax import sweep
     from lpe_jax.errors import UserError
 
-    values = vocabulary.flag_values([*vocabulary.JOB_FLAGS, *SWEEP_FLAGS])
+    values = vocabulary.flag_values([*vocabulary.JOB_FLAGS, *vocabulary.RUN_FLAGS, *SWEEP_FLAGS])
     try:
         asked_for = sweep.Sweep(
             alphas=alphas,
             processes=FLAGS.processes,
-            verify=FLAGS.verify,
             **judges.asked_fields(),
             **values,
         )

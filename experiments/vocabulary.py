@@ -79,6 +79,13 @@ flags.DEFINE_enum(
     "What is kept once for both models. copies: nothing; shared: equal weights; ablated: all weights, where the "
     "variant is the original with low-rank edits; auto: ablated where that is exact up to rounding, else shared.",
 )
+flags.DEFINE_enum(
+    "attention",
+    "auto",
+    ["auto", "einsum", "pallas"],
+    "What computes attention. einsum: XLA's products, which read all slots of a response; pallas: a kernel for NVIDIA "
+    "GPUs, which reads those that are used; auto: the kernel where it can be had. It changes rounding.",
+)
 flags.DEFINE_boolean(
     "sums",
     True,
@@ -91,6 +98,12 @@ flags.DEFINE_integer(
     "Rollouts of each prompt whose log-probabilities and path scores are computed anew by a full forward pass; the run "
     "stops if they differ by more than rounding.",
     lower_bound=0,
+)
+flags.DEFINE_float(
+    "grace",
+    20.0,
+    "Seconds after a SIGTERM within which the run puts what it has on disk and ends, with exit status 75.",
+    lower_bound=0.0,
 )
 flags.DEFINE_string(
     "coordinator",
@@ -108,12 +121,13 @@ flags.DEFINE_boolean(
 PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 
 
-# The fields of lpe_jax.job.Job that programs share.
+# The fields of lpe_jax.asked.Asked that programs share: what decides a result, and what does not.
 JOB_FLAGS = (
     *("original", "variant", "prompts", "functional_category", "limit", "judge", "thinking", "seed"),
     *("max_new_tokens", "temperature", "top_k", "top_p", "batch_size", "dtype", "model_parallel"),
-    *("pair_mode", "sums"),
+    *("pair_mode", "attention", "sums"),
 )
+RUN_FLAGS = ("verify", "grace")
 
 
 def check() -> None:

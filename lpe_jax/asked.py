@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from lpe_jax.decoding.attention import choose_kernel
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.sampler import Sampler, slots_for
 from lpe_jax.errors import UserError
@@ -19,7 +20,8 @@ from lpe_jax.judging.cascade import AnyJudge
 from lpe_jax.judging.desk import Desk
 from lpe_jax.judging.registry import make_judge
 from lpe_jax.judging.settings import JudgeSettings
-from lpe_jax.loading import Loaded, checkpoint_stamp, dtype_of, load, make_mesh, split_cpu
+from lpe_jax.loading import Loaded, checkpoint_stamp, load, make_mesh, split_cpu
+from lpe_jax.models.weights import dtype_of
 from lpe_jax.prompts import chat
 from lpe_jax.prompts.readers import read_prompts
 from lpe_jax.records.prompts import prompts_digest
@@ -38,9 +40,11 @@ class Asked:
     """The flags that programs share, as given; None stands for the default that depends on the models.
 
     Attributes:
+      attention: what computes it, as lpe_jax.decoding.sampler.Sampler takes it.
       sums: take of every rollout what needs both models' own logits.
       judge_settings: how a judge that is a model is asked.
       judge_reasoning: the judge reads reasoning too.
+      grace: seconds after a SIGTERM within which a run is to be on disk.
       verify: rollouts of each prompt whose sums are computed anew by a full forward pass; it changes no result.
       world: folder of a tiny world in the place of both models; None with original None is the package's own.
     """
@@ -61,10 +65,12 @@ class Asked:
     dtype: str
     model_parallel: int
     pair_mode: str = "auto"
+    attention: str = "auto"
     sums: bool = True
     judge_settings: JudgeSettings = dataclasses.field(default_factory=JudgeSettings)
     judge_reasoning: bool = False
     verify: int = 0
+    grace: float = 20.0
     world: str | None = None
 
     @property
@@ -124,8 +130,7 @@ class Asked:
         Raises:
           UserError: they cannot.
         """
-        if self.folder is not None and self.model_parallel == 1:
-            split_cpu(self.rows)
+        self._split_cpu()
         mesh = make_mesh(self.model_parallel)
         if mesh is not None and self.rows % mesh.shape["data"]:
             raise UserError(
@@ -133,12 +138,19 @@ class Asked:
             )
         return mesh
 
+    def _split_cpu(self) -> None:
+        if self.folder is not None and self.model_parallel == 1:
+            split_cpu(self.rows)
+
     def load(self, mesh: Mesh | None = None) -> Loaded:
         """Loads the models; float32 then means float32 in every product of matrices.
 
         Raises:
           CheckpointError, PairError: they cannot be loaded, or not together.
+          UserError: a kernel is asked for that cannot be had here.
         """
+        # What cannot be had is to fail now; of the models' heads only the sampler knows.
+        choose_kernel(self.attention, jax.local_devices()[0])
         if dtype_of(self.dtype) == "float32":
             # Accelerators multiply float32 matrices in fewer bits unless told otherwise.
             jax.config.update("jax_default_matmul_precision", "highest")
@@ -159,6 +171,8 @@ class Asked:
         Raises:
           JudgeError: there is none such.
         """
+        # A judge that runs on the device is the first to use JAX, and then it is too late.
+        self._split_cpu()
         return make_judge(self.judge_name, self.judge_settings.shared(processes))
 
     def desk(self, judge: AnyJudge) -> Desk:
@@ -176,15 +190,11 @@ class Asked:
         }
         return json.loads(json.dumps({**flags, **named}))
 
-    def settings(
-        self, loaded: Loaded, rendered: Mapping[str, Sequence[int]], judge: AnyJudge, mesh: Mesh | None
-    ) -> dict[str, Any]:
+    def settings(self, loaded: Loaded, judge: AnyJudge, mesh: Mesh | None) -> dict[str, Any]:
         """What decides rollouts and verdicts in any program, by content rather than by name."""
-        prompts = {prompt_id: list(ids) for prompt_id, ids in rendered.items()}
         on_cpu = jax.default_backend() == "cpu"
         return {
             **loaded.identity,
-            "prompts": hashlib.sha256(json.dumps(prompts, sort_keys=True).encode()).hexdigest(),
             "sampling": dataclasses.asdict(self.sampling()),
             "seed": self.seed,
             "thinking": self.thinking,
@@ -198,6 +208,14 @@ class Asked:
             "device": jax.local_devices()[0].device_kind,
             "jax": jax.__version__,
         }
+
+    def extent(self, rendered: Mapping[str, Sequence[int]], sampler: Sampler) -> dict[str, Any]:
+        """What may grow from one call to the next with the rollouts of the former still being those of the latter.
+
+        With room for a longer prompt another program is compiled, which may round otherwise; what is stored stays.
+        """
+        digests = {i: hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16] for i, ids in rendered.items()}
+        return {"prompts": digests, "prompt_slots": sampler.prompt_slots}
 
     def render(self, loaded: Loaded, prompts: Sequence[Prompt]) -> dict[str, list[int]]:
         """Token ids of every prompt, by its id."""
@@ -233,4 +251,5 @@ class Asked:
             mesh=mesh,
             grid=grid,
             sums=self.sums,
+            attention=self.attention,
         )

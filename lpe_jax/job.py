@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import sys
 import time
@@ -21,19 +22,21 @@ from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.sampler import Sampler
 from lpe_jax.errors import RunError, UserError
 from lpe_jax.estimation.judge_error import JudgeQuality
+from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.naive import Naive
 from lpe_jax.estimation.procedure import Procedure
 from lpe_jax.judging.cascade import AnyJudge
 from lpe_jax.judging.desk import Desk
 from lpe_jax.models.pair import describe_sharing
+from lpe_jax.preemption import Notice
 from lpe_jax.processes import ALONE, Processes
 from lpe_jax.records.files import write_whole
 from lpe_jax.records.ledger import Ledger
 from lpe_jax.records.prompts import write_prompts
 from lpe_jax.records.rollouts import FOLDER, RolloutStore
-from lpe_jax.records.run import Run, check_folder, read_run, settings_hash
+from lpe_jax.records.run import Run, check_folder, more, read_run, settings_hash
 from lpe_jax.reporting import figures, table
-from lpe_jax.reporting.judges import cascade_words, judging_words, verdict_words
+from lpe_jax.reporting.judges import cascade_words, judging_words, spent_words, verdict_words
 from lpe_jax.results import phases_of, result_of, results_of
 from lpe_jax.types import Prompt
 
@@ -109,10 +112,10 @@ def run(
 
     if processes.first:
         check_folder(folder)
-    with job.desk(judge) as desk:
+    with processes.notice(job.grace) as notice, job.desk(judge) as desk:
         # Before the models are loaded: a judge that cannot be used is to fail now.
         desk.open()
-        _run(job, folder, prompts, judge, desk, asked, flagfile, draw_figures, processes)
+        _run(job, folder, prompts, judge, desk, asked, flagfile, draw_figures, processes, notice)
     processes.end()
     if processes.first:
         print(f"\nfinished in {time.monotonic() - began:.0f} s; see {folder}")
@@ -129,6 +132,7 @@ def _run(
     flagfile: str,
     draw_figures: bool,
     processes: Processes,
+    notice: Notice,
 ) -> None:
     """`run` of a job that is not finished, whose judge is there."""
     began, sampling = time.monotonic(), job.sampling()
@@ -138,13 +142,23 @@ def _run(
     sampler = job.sampler(loaded, rendered, mesh)
     if isinstance(job.procedure, Naive) and job.at_one:
         sampler = sampler.alone
+    procedure = dataclasses.asdict(job.procedure)
+    if isinstance(job.procedure, LPE):
+        # As they are, however they were given.
+        procedure = {k: v for k, v in procedure.items() if k not in ("first_alpha", "step", "last_alpha")}
+        procedure["alphas"] = list(job.procedure.searched)
     settings = {
-        **job.settings(loaded, rendered, judge, mesh),
+        **job.settings(loaded, judge, mesh),
         "method": job.method,
-        "procedure": dataclasses.asdict(job.procedure),
-        "naive_check": job.naive_check,
+        "procedure": {name: value for name, value in procedure.items() if name not in job.procedure.GROWS},
         **({} if job.judge_quality is None else {"judge_quality": dataclasses.asdict(job.judge_quality)}),
-        "prompt_slots": sampler.prompt_slots,
+        # None, which runs that say nothing of it have too, for XLA's products.
+        "attention": None if sampler.kernel is None else "pallas",
+    }
+    extent = {
+        **job.extent(rendered, sampler),
+        "naive_check": job.naive_check,
+        **{name: procedure[name] for name in job.procedure.GROWS},
     }
 
     resolved = {
@@ -156,11 +170,13 @@ def _run(
     }
     # Later lines win: a default that depends on the models is written out, should it ever change.
     flagfile += "".join(f"--{name}={value}\n" for name, value in resolved.items())
-    with processes.open(folder, settings, asked, flagfile) as opened:
+    with processes.open(folder, settings, extent, asked, flagfile) as opened:
         if processes.first:
             write_prompts(folder, prompts)
-            for note in (describe_sharing(loaded.pair), *loaded.notes, *_warnings(job, sampling)):
+            for note in (describe_sharing(loaded.pair), *loaded.notes, *desk.notes, *_warnings(job, sampling)):
                 print(note)
+            if opened.grown_from is not None:
+                print(f"the run grows: {more(opened.grown_from, extent)}")
             shared = "" if processes.count == 1 else f" shared by {processes.count} processes"
             print(
                 f"{len(prompts)} prompts{shared}, method {job.method}, judge {judge.identity}; writing to {folder}\n",
@@ -168,7 +184,7 @@ def _run(
             )
         with contextlib.closing(processes.ledger(folder)) as ledger:
             desk.remember(ledger)
-            drawing = _Drawing(job, desk, opened, processes, job.truth(loaded) if job.at_one else {})
+            drawing = _Drawing(job, desk, opened, processes, notice, job.truth(loaded) if job.at_one else {})
             found, checks = drawing.draw(processes.share(prompts), sampler)
             if not processes.first:
                 drawing.done()
@@ -185,6 +201,8 @@ def _run(
         phases = phases_of([*(finished for finished, _ in found), *checks.values()])
         for line in (*judging_words(desk, job.judge_settings), *cascade_words(phases), *verdict_words(results)):
             print(line)
+        for remote in desk.remote:
+            opened.metric(event="judge", judge=remote.identity, **dataclasses.asdict(remote.meter))
         if draw_figures:
             _draw_figures(results, folder / "figures")
         opened.metric(event="finished", seconds=round(time.monotonic() - began, 1))
@@ -219,6 +237,7 @@ class _Drawing:
     desk: Desk
     opened: Run
     processes: Processes
+    notice: Notice
     truth: Mapping[str, Any]
 
     def store(self) -> RolloutStore:
@@ -227,7 +246,9 @@ class _Drawing:
 
     def draw(self, prompts: Sequence[Prompt], sampler: Sampler | live.Stored, *, quiet: bool = False) -> _Found:
         """Each prompt's rollouts and what they say, printed as it comes, and its naive check by prompt id."""
-        job, store = self.job, self.store()
+        job, store, check, desk = self.job, self.store(), self.notice.check, self.desk
+        self.notice.last = store.flush
+        check()
         if len(store) and self.processes.first and not quiet:
             print(f"going on from {len(store)} rollouts already drawn")
         # On a terminal only; elsewhere the lines of finished prompts are the progress.
@@ -235,17 +256,21 @@ class _Drawing:
 
         def on_batch(rollouts: int, tokens: int, seconds: float) -> None:
             bar.update(rollouts)
+            bar.set_postfix_str(spent_words(desk, job.judge_settings), refresh=False)
             self.opened.metric(event="batch", rollouts=rollouts, tokens=tokens, seconds=round(seconds, 3))
 
         def say(line: str) -> None:
             with bar.external_write_mode(file=sys.stdout):
                 print(self.processes.prefix + line, flush=True)
 
+        drive = functools.partial(
+            live.run, judge=desk.submit, store=store, on_batch=on_batch, check=check, at_once=desk.at_once
+        )
         # Before anything is drawn: what does not fit the device is to fail now.
         alone = sampler.alone if job.naive_check else None
         found, checks = [], {}
         try:
-            for finished in live.run(job.procedure, prompts, sampler, self.desk.submit, store, on_batch):
+            for finished in drive(job.procedure, prompts, sampler):
                 truth = self.truth.get(finished.prompt.id)
                 found.append((finished, result_of(job, finished, truth, job.judge_quality)))
                 if not quiet:
@@ -258,10 +283,12 @@ class _Drawing:
                 had = {finished.prompt.id: finished.drawn[at_one].sum(keepdims=True) for finished, _ in found}
                 of_found = [prompt for prompt in prompts if prompt.id in had]
                 naive = Naive(job.naive_check)
-                for finished in live.run(naive, of_found, alone, self.desk.submit, store, on_batch, had):
+                for finished in drive(naive, of_found, alone, spoken_for=had):
                     checks[finished.prompt.id] = finished
             if job.verify and prompts and not quiet:
                 store.flush()
+                # Not finished, whatever it was: it is to be seen first whether what is drawn is right.
+                self.opened.reopen()
                 say(verify.words(job.verify, len(prompts), _verified(job, prompts, sampler, store)))
         finally:
             bar.close()
@@ -270,7 +297,10 @@ class _Drawing:
 
     def done(self) -> list[int]:
         """Says that this process's share is on disk and waits for the others; who ended without is returned."""
-        return self.processes.drawn(lambda k: self.store().rows(k), self.opened.folder)
+        gone = self.processes.drawn(lambda k: self.store().rows(k), self.opened.folder)
+        # Whoever is gone may have been told to.
+        self.notice.check()
+        return gone
 
     def gather(self, prompts: Sequence[Prompt], sampler: Sampler, ledger: Ledger) -> _Found:
         """All prompts, from what all processes drew.

@@ -23,6 +23,8 @@ from lpe_jax.types import Counts, Estimate, Outcome, Prompt, Request, Rollout, V
 
 # So many rollouts may wait for their verdicts; then no further ones are drawn until some have theirs.
 MOST_WAITING = 4096
+# Seconds of waiting for a judge after which is looked whether the run is to end.
+_PATIENCE = 0.5
 # So many requests at a time are looked up among the rollouts that are stored.
 _AT_ONCE = 1024
 
@@ -127,6 +129,8 @@ def run(
     store: RolloutStore,
     on_batch: Callable[[int, int, float], None] = lambda rollouts, tokens, seconds: None,
     spoken_for: Mapping[str, np.ndarray] | None = None,
+    check: Callable[[], None] = lambda: None,
+    at_once: int = 1,
 ) -> Iterator[Finished]:
     """Yields each prompt's result as soon as its procedure is done.
 
@@ -138,6 +142,8 @@ def run(
     Args:
       judge: as lpe_jax.judging.desk.Desk.submit.
       on_batch: told how many rollouts and tokens were drawn anew, and the seconds since it was told last.
+      at_once: how many rollouts the judge is best given together; it gets fewer where there is nothing else to draw.
+      check: called often, where all that was drawn is in the store; what it raises ends the run.
       spoken_for: by prompt id, how many rollouts [A] at each alpha another call has had; what is drawn follows them.
     """
     by_id = {prompt.id: prompt for prompt in prompts}
@@ -198,10 +204,17 @@ def run(
         else:
             judging[verdicts] = rollouts
 
+    def hand_in() -> None:
+        """Hands in what was gathered."""
+        some = gathered.copy()
+        gathered.clear()
+        handle(some)
+
     def collect(wait: bool) -> None:
         """Settles what has been judged by now; having waited for some of it, if asked to."""
-        if wait:
-            concurrent.futures.wait(judging, return_when=concurrent.futures.FIRST_COMPLETED)
+        while wait and not any(future.done() for future in judging):
+            concurrent.futures.wait(judging, _PATIENCE, return_when=concurrent.futures.FIRST_COMPLETED)
+            check()
         for verdicts in [future for future in judging if future.done()]:
             settle(judging.pop(verdicts), verdicts.result())
 
@@ -215,11 +228,16 @@ def run(
         collect(wait=False)
         while True:
             while queue and len(missing) < n and not crowded():
+                check()
                 requests = take(_AT_ONCE)
                 places = stored.find(requests)
                 missing.extend(request for request, place in zip(requests, places, strict=True) if place < 0)
                 if (known := places[places >= 0]).size:
                     handle(stored.fetch(known))
+            if gathered and len(missing) < n and not crowded():
+                # Rows would stand idle, and what is drawn next may be for these verdicts to say.
+                hand_in()
+                continue
             asked = [] if crowded() else [missing.popleft() for _ in range(min(n, len(missing)))]
             under_way += 0 if isinstance(sampler, Stored) else len(asked)
             if asked or under_way or not judging:
@@ -229,14 +247,18 @@ def run(
 
     done = [result for prompt in prompts if (result := advance(prompt.id)) is not None]
     judging: dict[Future[list[Verdict]], Sequence[Rollout]] = {}
+    gathered: list[Rollout] = []
     under_way = 0
     began = time.perf_counter()
     for rollouts in sampler.stream(more):
         under_way -= len(rollouts)
         store.append(rollouts)
-        handle(rollouts)
+        gathered += rollouts
+        if len(gathered) >= at_once or not under_way:
+            hand_in()
         yield from done
         done.clear()
+        check()
         on_batch(len(rollouts), sum(len(r.tokens) for r in rollouts), time.perf_counter() - began)
         began = time.perf_counter()
     yield from done

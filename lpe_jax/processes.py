@@ -25,6 +25,7 @@ import jax
 from jax._src import distributed as _distributed
 
 from lpe_jax.errors import RunError, UserError
+from lpe_jax.preemption import Notice
 from lpe_jax.records.files import part_files, part_name
 from lpe_jax.records.ledger import Ledger
 from lpe_jax.records.run import Run, differences
@@ -37,6 +38,8 @@ START_SECONDS = 300
 # Network file systems may show what another machine wrote only so much later.
 _PATIENCE_SECONDS = 60.0
 _TOKEN = ".shared-"
+# Where a process that has been told to end says so, and how often the others look.
+_STOP, _ASK_SECONDS = "lpe_jax/stop/", 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,22 +118,30 @@ class Processes:
         name, finished = self.everyone("folder", [str(folder), finished])[0]
         return Path(name), finished
 
-    def open(self, folder: Path, settings: Mapping[str, Any], asked: Mapping[str, Any], flags: str) -> Run:
-        """Opens the run folder for all, once all agree on the settings; see lpe_jax.records.run.Run.
+    def open(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        extent: Mapping[str, Any],
+        asked: Mapping[str, Any],
+        flags: str,
+    ) -> Run:
+        """Opens the run folder for all, once all agree on settings and extent; see lpe_jax.records.run.Run.
 
         Raises:
-          RunError: settings differ between processes, or the folder cannot be had.
+          RunError: they differ between processes, or the folder cannot be had.
         """
-        self._agree(settings)
+        self._agree({**settings, **extent})
+        given = {"extent": extent, "asked": asked, "flags": flags}
         if self.count == 1:
-            return Run(folder, settings, asked=asked, flags=flags)
+            return Run(folder, settings, **given)
         if not self.first:
             token = self.everyone("opened")[0]
             shared = _patiently(lambda: (folder / token).exists())
-            run = Run(folder, settings, asked=asked, flags=flags, part=self.index, keep_record=not shared)
+            run = Run(folder, settings, **given, part=self.index, keep_record=not shared)
             self.everyone("shared", shared)
             return run
-        run = Run(folder, settings, asked=asked, flags=flags)
+        run = Run(folder, settings, **given)
         for old in folder.glob(f"{_TOKEN}*"):
             old.unlink()
         token = folder / f"{_TOKEN}{secrets.token_hex(8)}"
@@ -186,6 +197,25 @@ class Processes:
             f"{_named(gone)} of {self.count} ended before the share was drawn, and {missing} of {prompts} prompts are "
             "not complete; the same command goes on from what is on disk"
         )
+
+    def notice(self, grace: float) -> Notice:
+        """Of a SIGTERM to this process, or to any other of the run: all end then, with what they have on disk."""
+        if self.count == 1:
+            return Notice(grace)
+        asked = 0.0
+
+        def tell() -> None:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # told before, or nobody is left to tell
+                _client().key_value_set(f"{_STOP}{self.index}", "1")
+
+        def heard() -> bool:
+            nonlocal asked
+            if time.monotonic() - asked < _ASK_SECONDS:
+                return False
+            asked = time.monotonic()
+            return bool(_client().key_value_dir_get(_STOP))
+
+        return Notice(grace, tell, heard)
 
     def end(self) -> None:
         """Waits for the first to have finished the run.

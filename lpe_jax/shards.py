@@ -12,7 +12,7 @@ import hashlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -25,7 +25,7 @@ from lpe_jax.errors import RunError
 from lpe_jax.loading import Loaded
 from lpe_jax.records.bank import Rows, Shard
 from lpe_jax.tiny.judge import outcome_decided
-from lpe_jax.types import Outcome, Prompt, Request
+from lpe_jax.types import Outcome, Prompt, Request, Rollout
 
 if TYPE_CHECKING:
     from lpe_jax.sweep import Sweep
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _JUDGE_EVERY = 8
 # Extra rollouts are drawn and forgotten in orders of so many batches.
 _BATCHES_AHEAD = 16
+# So often is looked whether a sweep is to end, while children draw.
+_LOOK_SECONDS = 0.5
 _SUMS = ("logp_path", "logp_original", "logp_variant", "path_score", "path_variance")
 
 # Outcomes of one prompt's responses, in order; which part of its rollouts they are.
@@ -65,8 +67,12 @@ def _shard(
     )
 
 
-def by_rows(sweep: Sweep, sampler: Sampler, prompt: Prompt, judging: Judging) -> tuple[Shard, float]:
+def by_rows(
+    sweep: Sweep, sampler: Sampler, prompt: Prompt, judging: Judging, check: Callable[[], None] = lambda: None
+) -> tuple[Shard, float]:
     """One prompt by the ordinary sampler: the grid's rollouts, then the extra ones, whose indices go on from n.
+
+    check is called between rollouts; what it raises ends the sweep.
 
     Returns:
       The shard, and by how much the sums of sweep.verify rollouts are off (lpe_jax.decoding.verify).
@@ -75,7 +81,7 @@ def by_rows(sweep: Sweep, sampler: Sampler, prompt: Prompt, judging: Judging) ->
       RunError: by more than rounding.
     """
     requests = [Request(prompt.id, alpha, i) for alpha in sweep.alphas for i in range(sweep.n)]
-    rollouts = list(sampler.draw(requests))
+    rollouts = list(_checked(sampler.draw(requests), check))
     texts = [r.text for r in rollouts]
     some = [rollouts[i] for i in verify.some(len(rollouts), sweep.verify, sweep.seed)]
     off = sampler.verify(prompt.id, some)
@@ -83,7 +89,8 @@ def by_rows(sweep: Sweep, sampler: Sampler, prompt: Prompt, judging: Judging) ->
     step = sweep.rows * _BATCHES_AHEAD
     for begin in range(sweep.n, sweep.n + sweep.n_naive, step):
         more = range(begin, min(begin + step, sweep.n + sweep.n_naive))
-        extra = [r.text for r in sampler.alone.draw([Request(prompt.id, 1.0, i) for i in more])]
+        requests = [Request(prompt.id, 1.0, i) for i in more]
+        extra = [r.text for r in _checked(sampler.alone.draw(requests), check)]
         for outcome in judging(prompt, extra, f"naive-{begin}"):
             naive[outcome] += 1
     shard = _shard(
@@ -100,6 +107,12 @@ def by_rows(sweep: Sweep, sampler: Sampler, prompt: Prompt, judging: Judging) ->
         **{name: np.array([getattr(r, name) for r in rollouts]) for name in _SUMS},
     )
     return shard, off
+
+
+def _checked(rollouts: Iterator[Rollout], check: Callable[[], None]) -> Iterator[Rollout]:
+    for rollout in rollouts:
+        check()
+        yield rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,18 +134,22 @@ def by_tree(
     rendered: Mapping[str, Sequence[int]],
     todo: Sequence[int],
     judging: Judging,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, tuple[Shard, float]]]:
     """(number, as by_rows) of each prompt in todo as it is done, in no fixed order."""
-    draw = functools.partial(_trees, sweep)
-    for i, trees in _shared_out(draw, {i: (prompts[i].id, rendered[prompts[i].id]) for i in todo}, sweep.processes):
+    draw, tasks = functools.partial(_trees, sweep), {i: (prompts[i].id, rendered[prompts[i].id]) for i in todo}
+    for i, trees in _shared_out(draw, tasks, sweep.processes, check):
         yield i, (_tree_shard(sweep, prompts[i], trees, judging), trees.off)
 
 
-def _shared_out(work: Callable, tasks: Mapping[int, tuple], processes: int) -> Iterator[tuple[int, Any]]:
-    """(key, work(*task)) of every task, in the order they are done."""
+def _shared_out(
+    work: Callable, tasks: Mapping[int, tuple], processes: int, check: Callable[[], None]
+) -> Iterator[tuple[int, Any]]:
+    """(key, work(*task)) of every task, in the order they are done; check is called meanwhile, and may raise."""
     # Several processes would each reserve the whole of an accelerator.
     if processes == 1 or len(tasks) < 2 or jax.default_backend() != "cpu":
         for key, task in tasks.items():
+            check()
             yield key, work(*task)
         return
     # Spawned, as a forked process inherits threads of XLA that no longer run.
@@ -140,9 +157,18 @@ def _shared_out(work: Callable, tasks: Mapping[int, tuple], processes: int) -> I
     pool = ProcessPoolExecutor(min(processes, len(tasks)), mp_context=context, initializer=_one_thread)
     try:
         futures = {pool.submit(work, *task): key for key, task in tasks.items()}
-        for future in as_completed(futures):
-            # Popped, so that what has been handed on is not kept until the end.
-            yield futures.pop(future), future.result()
+        while futures:
+            done, _ = wait(futures, _LOOK_SECONDS, FIRST_COMPLETED)
+            # Before results: a signal to all of a group ends the children, and then there are none.
+            check()
+            for future in done:
+                # Popped, so that what has been handed on is not kept until the end.
+                yield futures.pop(future), future.result()
+    except BaseException:
+        # Whoever still draws would be waited for.
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -71,9 +71,10 @@ class Stored:
         """The estimation job that it was, with another judge; None is its own."""
         asked, method = self.record["asked"], self.settings["method"]
         quality = self.settings.get("judge_quality")
+        kind, extent = PROCEDURES[method], self.record["extent"]
+        values = self.settings["procedure"] | {name: extent[name] for name in kind.GROWS}
         # JSON has no tuples, and procedures are hashed.
-        values = self.settings["procedure"].items()
-        procedure = {name: tuple(value) if isinstance(value, list) else value for name, value in values}
+        procedure = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         if judge is None:
             judge, judge_reasoning = asked["judge"], asked["judge_reasoning"]
             own = {"template": asked["judge_template"], "mapping": asked["judge_mapping"]}
@@ -82,9 +83,9 @@ class Stored:
         return Job(
             program="judge",
             method=method,
-            procedure=PROCEDURES[method](**procedure),
+            procedure=kind(**procedure),
             judge_quality=None if quality is None else JudgeQuality(**quality),
-            naive_check=self.settings["naive_check"],
+            naive_check=extent["naive_check"],
             judge=judge,
             judge_settings=judge_settings,
             judge_reasoning=judge_reasoning,

@@ -16,6 +16,7 @@ from lpe_jax.asked import Asked
 from lpe_jax.decoding import verify
 from lpe_jax.judging.cascade import AnyJudge
 from lpe_jax.judging.desk import Desk, Item
+from lpe_jax.preemption import Notice
 from lpe_jax.processes import ALONE, Processes
 from lpe_jax.records.bank import BankStore
 from lpe_jax.records.prompts import write_prompts
@@ -59,6 +60,8 @@ class Sweep(Asked):
             raise ValueError("share_prefixes does not truncate; use --noshare_prefixes with --top_k or --top_p")
         if not self.sums:
             raise ValueError("nosums leaves out what estimators take from a bank; leave sums on")
+        if self.tree and self.attention == "pallas":
+            raise ValueError("share_prefixes knows no kernel; use --noshare_prefixes with --attention=pallas")
         if self.tree and self.model_parallel != 1:
             raise ValueError("share_prefixes runs on one device; use --noshare_prefixes with --model_parallel")
 
@@ -105,10 +108,10 @@ def run(
 
     if processes.first:
         check_folder(folder)
-    with sweep.desk(judge) as desk:
+    with processes.notice(sweep.grace) as notice, sweep.desk(judge) as desk:
         # Before the models are loaded: a judge that cannot be used is to fail now.
         desk.open()
-        _run(sweep, folder, prompts, judge, desk, asked, flagfile, processes)
+        _run(sweep, folder, prompts, judge, desk, asked, flagfile, processes, notice)
     processes.end()
     if processes.first:
         print(f"\nfinished in {time.monotonic() - began:.0f} s; see {folder}")
@@ -124,6 +127,7 @@ def _run(
     asked: Mapping[str, Any],
     flagfile: str,
     processes: Processes,
+    notice: Notice,
 ) -> None:
     """`run` of a sweep that is not finished, whose judge is there."""
     began = time.monotonic()
@@ -132,7 +136,7 @@ def _run(
     rendered = sweep.render(loaded, prompts)
     sampler = sweep.sampler(loaded, rendered, mesh, sweep.alphas if sweep.grid_logps else None)
     settings = {
-        **sweep.settings(loaded, rendered, judge, mesh),
+        **sweep.settings(loaded, judge, mesh),
         "prompt_ids": list(rendered),
         "alphas": list(sweep.alphas),
         "n": sweep.n,
@@ -140,9 +144,13 @@ def _run(
         "share_prefixes": sweep.tree,
         "grid_logps": sweep.grid_logps or sweep.tree,
         "texts": sweep.texts,
-        "prompt_slots": None if sweep.tree else sampler.prompt_slots,
+        # As in lpe_jax.job.
+        "attention": None if sweep.tree or sampler.kernel is None else "pallas",
     }
-    with processes.open(folder, settings, asked, flagfile) as opened, contextlib.ExitStack() as stack:
+    with (
+        processes.open(folder, settings, sweep.extent(rendered, sampler), asked, flagfile) as opened,
+        contextlib.ExitStack() as stack,
+    ):
         store = BankStore(folder, processes.index)
         mine = processes.share(range(len(prompts)))
         if processes.first:
@@ -152,6 +160,8 @@ def _run(
             how = "sharing prefixes" if sweep.tree else f"in batches of {sweep.rows}"
             how += "" if processes.count == 1 else f", {processes.count} processes"
             print(f"{len(prompts)} prompts, {len(sweep.alphas)} alphas x {sweep.n:,} and {sweep.n_naive:,} at 1, {how}")
+            for note in desk.notes:
+                print(note)
             print(f"judge {judge.identity}; writing to {folder}\n", flush=True)
         if sweep.judge_name != "tiny":  # exact and free: nothing to remember
             desk.remember(stack.enter_context(contextlib.closing(processes.ledger(folder))))
@@ -166,9 +176,9 @@ def _run(
         truth = sweep.truth(loaded)
         todo = [i for i in mine if i not in store.entries]
         if sweep.tree:
-            shards = by_tree(sweep, prompts, rendered, todo, judging)
+            shards = by_tree(sweep, prompts, rendered, todo, judging, notice.check)
         else:
-            shards = ((i, by_rows(sweep, sampler, prompts[i], judging)) for i in todo)
+            shards = ((i, by_rows(sweep, sampler, prompts[i], judging, notice.check)) for i in todo)
         started, off = time.monotonic(), 0.0
         for done, (i, (shard, off_here)) in enumerate(shards, start=1):
             off = max(off, off_here)
@@ -188,6 +198,7 @@ def _run(
             print(processes.prefix + verify.words(sweep.verify, len(todo), off))
         if processes.count > 1:
             gone = processes.drawn(lambda k: BankStore(folder, processes.index).written(k), folder)
+            notice.check()
             if not processes.first:
                 return
             missing = set(range(len(prompts))) - BankStore(folder).entries.keys()

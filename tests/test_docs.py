@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "BUILD.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+PROGRAMS = ("check", "estimate", "evaluate", "forecast", "judge", "plan", "sample", "train_tiny", "benchmark")
 
 
 def test_links_lead_somewhere():
@@ -21,7 +22,7 @@ def test_flags_in_the_documents_exist():
         program: subprocess.run(
             [sys.executable, "-m", f"experiments.{program}", "--helpfull"], cwd=ROOT, capture_output=True, text=True
         ).stdout
-        for program in ("check", "estimate", "evaluate", "forecast", "plan", "sample", "train_tiny", "benchmark")
+        for program in PROGRAMS
     }
     known = flags_of("".join(helps.values()))
     for document in DOCUMENTS:

@@ -266,6 +266,27 @@ def test_when_the_first_dies_what_is_on_disk_stays(place, one):
 
 
 @pytest.mark.fault
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_is_told_to_end_all_do(place, one, victim):
+    """With the status that says that the same command goes on; and it does, to the same table."""
+    out = f"told-{victim}"
+    both = start_two(place, *NAIVE, f"--out={out}", JUDGE_SLEEPS="0.2")
+    until = time.monotonic() + 200
+    while not list((place / out / "rollouts").glob("*.parquet")) and time.monotonic() < until:
+        time.sleep(0.05)
+    both[victim].send_signal(signal.SIGTERM)
+    for code, _, error in ends(*both, seconds=60):
+        assert code == 75 and "stopped by SIGTERM" in error and "Traceback" not in error
+    kept = rollouts(place / out)
+    assert kept and len(kept) < 120
+    again = ends(*start_two(place, *NAIVE, f"--out={out}"))
+    assert again[0][0] == again[1][0] == 0, again[0][2] + again[1][2]
+    one(*NAIVE, f"--out=untold-{victim}")
+    assert rollouts(place / out) == rollouts(place / f"untold-{victim}")
+    assert table(place / out) == table(place / f"untold-{victim}")
+
+
+@pytest.mark.fault
 def test_a_first_process_that_fails_lets_the_others_end_their_shares(place, one):
     """Its folder belongs to another run: the others hear of it before they have drawn anything."""
     one(*NAIVE, "--out=other")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,8 @@ class Path:
       sensitivity, false_alarm: the shares of complying and of refusing rollouts that the judge is taken to call
         compliant.
     """
+
+    GROWS: ClassVar = ("budget",)
 
     budget: int = 440
     batch: int = 20

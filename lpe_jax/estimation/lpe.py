@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,8 @@ class LPE:
     alphas, if given, replaces first_alpha, step and last_alpha.
     """
 
+    GROWS: ClassVar = ("n_search", "n_fit", "alphas")
+
     n_search: int = 10
     n_fit: int = 100
     first_alpha: float = 0.95
@@ -97,9 +99,10 @@ class LPE:
         if self.alphas is not None:
             # Frozen, and hashed as a static argument: a list must become a tuple here.
             object.__setattr__(self, "alphas", tuple(float(alpha) for alpha in self.alphas))
-        self._searched()
+        self.searched  # noqa: B018  it refuses alphas that cannot be
 
-    def _searched(self) -> tuple[float, ...]:
+    @property
+    def searched(self) -> tuple[float, ...]:
         """The alphas of the search, descending, as the decimals they are written as."""
         if self.alphas is not None:
             alphas = self.alphas
@@ -126,11 +129,11 @@ class LPE:
     @property
     def grid(self) -> np.ndarray:
         """[A] float64, descending: the alphas searched, with 1.0 in front if the fit goes on to it."""
-        return np.array([1.0] * self._search_from + list(self._searched()))
+        return np.array([1.0] * self._search_from + list(self.searched))
 
     @property
     def _search_from(self) -> int:
-        return int(self.fit_to_one and self._searched()[0] < 1)
+        return int(self.fit_to_one and self.searched[0] < 1)
 
     @property
     def most_per_cell(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,8 @@ class Naive:
     The interval is Clopper–Pearson's. Without a hit the rate and its lower end are -inf in log10 and the upper end is
     finite; without a scored rollout the rate is NaN and the interval all of [0, 1].
     """
+
+    GROWS: ClassVar = ("n",)
 
     n: int
     alpha: float = 1.0

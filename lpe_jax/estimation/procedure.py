@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +30,14 @@ class Draw:
 class Procedure(Protocol):
     """What a driver needs. Settings are static and hashable; a state is a pytree of arrays of fixed shapes.
 
+    GROWS names settings that may become more when a run is gone on with: with more rollouts, or at more alphas, those
+    that were drawn before are still the first ones.
+
     Rollouts at a cell are taken in the order of their index: a procedure that visits a cell twice gets the rollouts
     that follow those it has had. Every method is pure and works under jit and vmap.
     """
+
+    GROWS: ClassVar[tuple[str, ...]]
 
     @property
     def grid(self) -> np.ndarray:

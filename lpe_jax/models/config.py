@@ -112,6 +112,22 @@ def _rope_theta(raw: dict[str, Any], path: Path) -> float:
     return theta
 
 
+def read_eos_ids(folder: Path) -> tuple[int, ...]:
+    """The tokens that end a response: generation_config.json's, else config.json's.
+
+    Raises:
+      CheckpointError: neither names any.
+    """
+    for name in ("generation_config.json", "config.json"):
+        if not (folder / name).exists():
+            continue
+        ids = read_json(folder / name).get("eos_token_id")
+        ids = ids if isinstance(ids, list) else [ids]
+        if ids and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+            return tuple(sorted(set(ids)))
+    raise CheckpointError(f"{folder}: neither generation_config.json nor config.json names an eos_token_id")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object; a missing, unreadable or non-object file is a CheckpointError that names it."""
     try:

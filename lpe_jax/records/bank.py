@@ -21,11 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lpe_jax.errors import RunError
-from lpe_jax.records import manifest
+from lpe_jax.records.chain import Chain
 from lpe_jax.records.files import part_files, part_name
-from lpe_jax.records.manifest import Manifest
 from lpe_jax.records.run import read_run
-from lpe_jax.records.shard import read_shard, write_shard
+from lpe_jax.records.shard import MANIFEST, open_manifest, read_shard, write_shard
 from lpe_jax.types import Bank, Outcome
 
 FOLDER = "bank"
@@ -104,18 +103,18 @@ class BankStore:
           RunError: a manifest is damaged.
         """
         self.folder = run_folder / FOLDER
-        parts = part_files(self.folder / manifest.NAME).keys() | {part}
-        self.manifests = {k: Manifest(self.folder / part_name(manifest.NAME, k)) for k in sorted(parts)}
+        parts = part_files(self.folder / MANIFEST).keys() | {part}
+        self.manifests = {k: open_manifest(self.folder / part_name(MANIFEST, k)) for k in sorted(parts)}
         self._own = self.manifests[part]
         self.entries: dict[int, dict[str, Any]] = {}
         self._named_in: dict[int, str] = {}
         for own in self.manifests.values():
-            for entry in own.entries:
+            for entry in own.lines:
                 self._take(own, entry)
 
     def written(self, part: int) -> int:
         """Prompts that process `part` has on disk."""
-        return len(self.manifests[part].entries) if part in self.manifests else 0
+        return len(self.manifests[part].lines) if part in self.manifests else 0
 
     def write(self, number: int, shard: Shard) -> None:
         """Commits one prompt.
@@ -138,7 +137,7 @@ class BankStore:
             raise RunError(f"{self._own.path} names no shard of prompt {number}; the bank is not complete")
         return from_table(read_shard(self.folder, self.entries[number], self._named_in[number]))
 
-    def _take(self, own: Manifest, entry: dict[str, Any]) -> None:
+    def _take(self, own: Chain, entry: dict[str, Any]) -> None:
         self.entries[entry["number"]], self._named_in[entry["number"]] = entry, own.path.name
 
 

@@ -25,10 +25,9 @@ from lpe_jax.records.files import move, open_private, part_files, read_bytes, wr
 from lpe_jax.records.index import Index
 from lpe_jax.records.ledger import NAME as LEDGER
 from lpe_jax.records.ledger import check_ledger, salvage
-from lpe_jax.records.manifest import write_manifest
 from lpe_jax.records.rollouts import from_table
 from lpe_jax.records.run import COPY, NAME, read_record, write_record
-from lpe_jax.records.shard import read_shard
+from lpe_jax.records.shard import read_shard, write_manifest
 from lpe_jax.records.survey import Survey, survey
 from lpe_jax.types import Request, Rollout
 

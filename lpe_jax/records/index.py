@@ -34,6 +34,7 @@ class Index:
         """
         self._shards, self._rows = shards, rows
         self._open: collections.OrderedDict[int, pa.Table] = collections.OrderedDict()
+        self._bytes = 0
         self._prompts: dict[str, int] = {}
         read = [self._columns(read(["prompt_id", "alpha", "index"])) for read in shards]
         self._starts = np.cumsum([0, *(len(index) for _, _, index in read)])
@@ -99,8 +100,9 @@ class Index:
         """A shard, which stays open until there is no room for it beside what was asked for since."""
         if shard not in self._open:
             self._open[shard] = self._shards[shard]()
-            while len(self._open) > 1 and sum(table.nbytes for table in self._open.values()) > _OPEN_BYTES:
-                self._open.popitem(last=False)
+            self._bytes += self._open[shard].nbytes
+            while len(self._open) > 1 and self._bytes > _OPEN_BYTES:
+                self._bytes -= self._open.popitem(last=False)[1].nbytes
         self._open.move_to_end(shard)
         return self._open[shard]
 

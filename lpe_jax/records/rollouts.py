@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,11 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from lpe_jax.errors import RunError
-from lpe_jax.records import manifest
+from lpe_jax.records.chain import Chain
 from lpe_jax.records.files import CURE, part_files, part_name
 from lpe_jax.records.index import Index
-from lpe_jax.records.manifest import Manifest
-from lpe_jax.records.shard import read_shard, write_shard
+from lpe_jax.records.shard import MANIFEST, open_manifest, read_shard, write_shard
 from lpe_jax.types import Rollout
 
 FOLDER = "rollouts"
@@ -47,6 +47,7 @@ class RolloutStore:
     A shard is written under a temporary name, synced and renamed, and only then named in manifest.jsonl with its
     sha256. What the manifest does not name does not exist: a shard that a crash left behind is overwritten. Processes
     that share a run have a manifest and shards each, by names of their own, and read everybody's as they were at first.
+    One thread appends; another may flush what it has appended.
     """
 
     def __init__(self, folder: Path, part: int = 0):
@@ -58,8 +59,8 @@ class RolloutStore:
         self.folder, self.part = folder, part
         # Before the manifests: what is written in between is named in them.
         there = [path.name for path in folder.glob("*.parquet")]
-        parts = {part, *part_files(folder / manifest.NAME), *(of[0] for of in map(shard_of, there) if of)}
-        self.manifests = {k: Manifest(folder / part_name(manifest.NAME, k)) for k in sorted(parts)}
+        parts = {part, *part_files(folder / MANIFEST), *(of[0] for of in map(shard_of, there) if of)}
+        self.manifests = {k: open_manifest(folder / part_name(MANIFEST, k)) for k in sorted(parts)}
         for k, own in self.manifests.items():
             # One shard may have been written and not yet named; before a second one is, the first has been.
             due, last = next_shard(_named(own), k), next_shard(there, k) - 1
@@ -70,6 +71,7 @@ class RolloutStore:
                 )
         self._own = self.manifests[part]
         self._next = next_shard(_named(self._own), part)
+        self._lock = threading.RLock()
         self._buffer: list[Rollout] = []
         self._tokens = 0
         self._flushed = time.monotonic()
@@ -81,15 +83,16 @@ class RolloutStore:
 
     def rows(self, part: int) -> int:
         """Rows on disk that process `part` wrote."""
-        return sum(entry["rows"] for entry in self.manifests[part].entries) if part in self.manifests else 0
+        return sum(entry["rows"] for entry in self.manifests[part].lines) if part in self.manifests else 0
 
     def append(self, rollouts: Sequence[Rollout]) -> None:
         """Takes rollouts; they are on disk after the next flush, which comes by itself in time."""
-        self._buffer += rollouts
-        self._tokens += sum(len(rollout.tokens) for rollout in rollouts)
-        full = len(self._buffer) >= _SHARD_ROWS or self._tokens >= _SHARD_TOKENS
-        if full or time.monotonic() - self._flushed > _SHARD_SECONDS:
-            self.flush()
+        with self._lock:
+            self._buffer += rollouts
+            self._tokens += sum(len(rollout.tokens) for rollout in rollouts)
+            full = len(self._buffer) >= _SHARD_ROWS or self._tokens >= _SHARD_TOKENS
+            if full or time.monotonic() - self._flushed > _SHARD_SECONDS:
+                self.flush()
 
     def flush(self) -> None:
         """Puts what is buffered on disk as one shard.
@@ -97,13 +100,13 @@ class RolloutStore:
         Raises:
           RunError: the disk does not take it; nothing is lost, and the next flush tries again.
         """
-        if self._buffer:
-            path = self.folder / part_name(f"{self._next:06d}.parquet", self.part)
-            table = to_table(self._buffer)
-            self._own.append(about(path.name, table) | {"sha256": write_shard(path, table)})
-            self._next += 1
-            self._buffer, self._tokens, self._index = [], 0, None
-        self._flushed = time.monotonic()
+        with self._lock:
+            if self._buffer:
+                path, table = self.folder / part_name(f"{self._next:06d}.parquet", self.part), to_table(self._buffer)
+                self._own.append(about(path.name, table) | {"sha256": write_shard(path, table)})
+                self._next += 1
+                self._buffer, self._tokens, self._index = [], 0, None
+            self._flushed = time.monotonic()
 
     def index(self) -> Index:
         """Where every committed rollout lies.
@@ -125,7 +128,7 @@ class RolloutStore:
             yield from from_table(self._reader(*named)())
 
     def _shards(self):
-        return [(m.path.name, entry) for m in self.manifests.values() for entry in m.entries]
+        return [(m.path.name, entry) for m in self.manifests.values() for entry in m.lines]
 
     def _reader(self, name, entry):
         return lambda columns=None: read_shard(self.folder, entry, name, columns)
@@ -147,8 +150,8 @@ def next_shard(names: Iterable[str], part: int) -> int:
     return 1 + max((of[1] for of in map(shard_of, names) if of is not None and of[0] == part), default=-1)
 
 
-def _named(own: Manifest) -> list[str]:
-    return [entry["shard"] for entry in own.entries]
+def _named(own: Chain) -> list[str]:
+    return [entry["shard"] for entry in own.lines]
 
 
 def to_table(rollouts: Sequence[Rollout]) -> pa.Table:

@@ -37,14 +37,16 @@ _PACKAGES = ("jax", "jaxlib", "flax", "transformers", "tokenizers", "numpy", "sc
 class Run:
     """A run folder, held by one process at a time, or by several of one command that have agreed.
 
-    settings are everything that can change a result. The folder belongs to the settings it was made with; opening
-    it with others is refused by name, so that rollouts of two different experiments are never mixed.
+    settings and extent are everything that can change a result. The folder belongs to the settings it was made with;
+    opening it with others is refused by name, so that rollouts of two different experiments are never mixed. The extent
+    is how much of it was asked for, and may grow: numbers upwards, lists and mappings by what is added to them.
     """
 
     def __init__(
         self,
         folder: Path,
         settings: Mapping[str, Any],
+        extent: Mapping[str, Any] | None = None,
         asked: Mapping[str, Any] | None = None,
         flags: str = "",
         part: int = 0,
@@ -59,13 +61,13 @@ class Run:
           keep_record: look at run.json and write it. Of several processes that see one folder the first does.
 
         Raises:
-          RunError: the folder belongs to other settings, holds something else, is in use, or cannot be written.
+          RunError: the folder belongs to other settings, has more than is asked for, holds something else, is in use,
+            or cannot be written.
         """
         self.folder, self._part = folder, part
-        settings = json.loads(json.dumps(dict(settings)))
-        record = check_folder(folder) if keep_record else None
-        if record is not None:
-            _same_settings(folder, record["settings"], settings)
+        settings, extent, asked = (json.loads(json.dumps(dict(x or {}))) for x in (settings, extent, asked))
+        if keep_record:
+            check_folder(folder)
         try:
             make_folder(folder)
             self._lock = open(open_private(folder / (f".lock-{part}" if part else ".lock")), "w")
@@ -76,22 +78,25 @@ class Run:
         except OSError:
             self._lock.close()
             raise RunError(f"--out={folder} is in use by another process; wait for it or choose another") from None
-        self.record = record or {
-            "format": FORMAT,
-            "status": "started",
-            "settings": settings,
-            "asked": dict(asked or {}),
-            "versions": versions(),
-            "started": _now(),
-        }
-        if record is None and keep_record:
-            try:
+        try:
+            record = read_run(folder) if keep_record else None
+            if record is not None:
+                _same_settings(folder, record["settings"], settings)
+                if lost := less(record["extent"], extent):
+                    raise RunError(f"--out={folder} can grow, and not lose what it has: {lost}; choose another --out")
+            new = {"format": FORMAT, "settings": settings, "versions": versions(), "started": _now()}
+            self.record = (record or new) | {"extent": extent, "asked": asked}
+            # What it had before, where more is asked for now.
+            self.grown_from = record["extent"] if record is not None and record["extent"] != extent else None
+            if record is None or self.grown_from is not None:
+                self.record["status"] = "started"
+            if keep_record and self.record != record:
                 write_record(folder, self.record)
                 if flags:
                     write_whole(folder / "flags.txt", flags)
-            except RunError:
-                self.close()
-                raise
+        except RunError:
+            self._lock.close()
+            raise
 
     @property
     def finished(self) -> bool:
@@ -106,6 +111,12 @@ class Run:
         self.record |= {"status": "finished", "finished": _now()}
         self.record["made"] = {name: hashlib.sha256(read_bytes(self.folder / name)).hexdigest() for name in made}
         write_record(self.folder, self.record)
+
+    def reopen(self) -> None:
+        """Marks a run as not complete."""
+        if self.finished:
+            self.record["status"] = "started"
+            write_record(self.folder, self.record)
 
     def metric(self, **values: Any) -> None:
         """One line of metrics.jsonl, or of this process's own: timings and counters."""
@@ -160,7 +171,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(data)
         known = record["format"] == FORMAT and record["status"] in ("started", "finished")
-        known = known and isinstance(record["settings"], dict)
+        known = known and isinstance(record["settings"], dict) and isinstance(record["extent"], dict)
     except (ValueError, KeyError, TypeError):
         known = False
     if not known:
@@ -203,6 +214,36 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], where: str, el
     differing = sorted(k for k in one.keys() | other.keys() if one.get(k) != other.get(k))
     both = [(k, _short(one.get(k)), _short(other.get(k))) for k in differing]
     return ", ".join(f"{k} ({where} {a}, {elsewhere} {b})" for k, a, b in both)
+
+
+def less(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What of an extent is not there any more, or is less, in words; empty where all of it is."""
+    lost = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            gone = [f"without {_short(key)}" for key in old if key not in new]
+            other = [f"with another {_short(key)}" for key in old if key in new and old[key] != new[key]]
+            lost += [f"{name} ({(gone + other)[0]})"] if gone or other else []
+        elif isinstance(old, list) and isinstance(new, list):
+            gone = [value for value in old if value not in new]
+            lost += [f"{name} (without {_short(gone[0])})"] if gone else []
+        elif old is None or new is None or isinstance(new, dict | list) or new < old:
+            lost.append(f"{name} (there {_short(old)}, now {_short(new)})")
+    return ", ".join(lost)
+
+
+def more(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What an extent has that it did not have before, in words."""
+    added = []
+    for name in sorted(now):
+        old, new = before[name], now[name]
+        if isinstance(new, dict | list):
+            count = sum(value not in old for value in new)
+            added += [f"{count} more {name}"] * bool(count)
+        elif new != old:
+            added.append(f"{name} from {old} to {new}")
+    return ", ".join(added)
 
 
 def _same_settings(folder: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

@@ -1,9 +1,14 @@
-"""One Parquet shard as bytes that are known: written with page checksums and a sha256, read only if it is the same."""
+"""Parquet shards whose bytes are known, and the manifests that say which of them count.
+
+A shard is written with page checksums, and read only if its sha256 is the one in its manifest. What no manifest names
+does not exist.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,37 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lpe_jax.errors import RunError
+from lpe_jax.records.chain import Chain, Line, readable_lines, write_chain
 from lpe_jax.records.files import CURE, read_bytes, write_whole
+
+MANIFEST = "manifest.jsonl"
+# What shards are called: no line can name a file elsewhere.
+_NAME, _SHA256 = r"\d{6,}(-\d+)?\.parquet", "[0-9a-f]{64}"
+
+
+def open_manifest(path: Path) -> Chain:
+    """A manifest, whose lines hold `shard`, a file name, and its `sha256`; it is chained to its own name.
+
+    Raises:
+      RunError: it is damaged.
+    """
+    return Chain(path, first=path.name, cure=f"; {CURE}")
+
+
+def write_manifest(path: Path, lines: Iterable[Line]) -> None:
+    """Has these be all the lines of a manifest, or leaves it as it is.
+
+    Raises:
+      RunError: the disk does not take it.
+    """
+    write_chain(path, lines, first=path.name)
+
+
+def named_in_damaged(path: Path) -> list[Line]:
+    """The lines of a damaged manifest that name a shard and its sha256, rightly or wrongly."""
+    like = {"shard": _NAME, "sha256": _SHA256}
+    lines = readable_lines(path)
+    return [line for line in lines if all(re.fullmatch(form, str(line.get(name))) for name, form in like.items())]
 
 
 def write_shard(path: Path, table: pa.Table) -> str:

@@ -10,10 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from lpe_jax.errors import RunError
-from lpe_jax.records import manifest
 from lpe_jax.records.files import part_files
-from lpe_jax.records.manifest import Manifest, readable_lines
-from lpe_jax.records.shard import read_shard
+from lpe_jax.records.shard import MANIFEST, named_in_damaged, open_manifest, read_shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +44,11 @@ def survey(folder: Path, about: Callable[[str, pa.Table], dict[str, Any]]) -> Su
       about: what a line says of a shard besides its sha256, from its name and its table.
     """
     kept, damaged, bad = {}, {}, {}
-    for path in part_files(folder / manifest.NAME).values():
+    for path in part_files(folder / MANIFEST).values():
         try:
-            entries = Manifest(path).entries
+            entries = open_manifest(path).lines
         except RunError as error:
-            damaged[path.name], entries = error, readable_lines(path)
+            damaged[path.name], entries = error, named_in_damaged(path)
         for entry in entries:
             name = entry["shard"]
             try:

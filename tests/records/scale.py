@@ -85,7 +85,7 @@ def read(folder, total, _):
         index.fetch(index.find([request(i) for i in range(begin, min(begin + 64, total))]))
     in_order = time.perf_counter() - began
     return {
-        "shards": sum(len(m.entries) for m in store.manifests.values()),
+        "shards": sum(len(m.lines) for m in store.manifests.values()),
         "seconds to open": opened,
         "of a processor": opened_cpu,
         "seconds for 10,000 at random": at_random,

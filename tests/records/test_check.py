@@ -13,9 +13,9 @@ import pytest
 from lpe_jax.errors import RunError
 from lpe_jax.records.check import Check, held
 from lpe_jax.records.ledger import Ledger
-from lpe_jax.records.manifest import Manifest
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.records.run import read_run, write_record
+from lpe_jax.records.shard import open_manifest
 from tests.records import damage, scenario
 from tests.records.damage import ROWS, restore
 
@@ -83,7 +83,7 @@ def test_a_repaired_run_does_not_write_over_what_is_left(run):
     """The number of the next shard is not how many there are."""
     (run / "rollouts" / "000000.parquet").unlink()
     mended(run)
-    names = [entry["shard"] for entry in Manifest(run / "rollouts" / "manifest.jsonl").entries]
+    names = [entry["shard"] for entry in open_manifest(run / "rollouts" / "manifest.jsonl").lines]
     assert names == ["000001.parquet", "000002.parquet", "000003.parquet", "000004.parquet"]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lpe_jax.errors import RunError
-from lpe_jax.records import ledger, manifest
+from lpe_jax.records import chain, ledger
 from tests.records import damage, scenario
 from tests.records.damage import KINDS, OWN, ROWS, records, restore
 
@@ -56,7 +56,7 @@ def test_without_the_hashes_damage_would_be_silent(kept, monkeypatch):
     with monkeypatch.context() as patch:
         for path in records(files, "manifest.*"):
             path.write_bytes(re.sub(rb'"chain":"[0-9a-f]*"', b'"chain":"0"', path.read_bytes()))
-        patch.setattr(manifest, "_hash", lambda last, entry: "0")
+        patch.setattr(chain, "_hash", lambda last, entry: "0")
         changed = {path: path.read_bytes() for path in files}
         assert silent((folder, changed, whole), 20, kinds=[damage.lines_changed])
     restore(folder, files)

@@ -167,7 +167,7 @@ def test_long_rollouts_make_shards_of_fewer_rows(tmp_path, monkeypatch):
     store = RolloutStore(tmp_path)
     for i in range(40):
         store.append([rollout(i, tokens=np.zeros(30, np.int32))])
-    assert [entry["rows"] for entry in store.manifests[0].entries] == [4] * 10
+    assert [entry["rows"] for entry in store.manifests[0].lines] == [4] * 10
 
 
 def test_a_manifest_that_lost_its_end_is_seen(tmp_path):
@@ -284,6 +284,11 @@ def test_run_folder_belongs_to_its_settings(tmp_path):
     run.finish()
     run.close()
     again = Run(folder, settings)
+    again.reopen()
+    again.close()
+    again = Run(folder, settings)
+    assert not again.finished
+    again.finish()
     assert again.finished and (folder / "flags.txt").read_text() == "--seed=0\n"
     again.close()
     with pytest.raises(RunError, match=r"judge \(there \"rules\", now \"tiny\"\), seed \(there 0, now 1\)"):

@@ -136,6 +136,7 @@ def _run(
     began, sampling = time.monotonic(), job.sampling()
     mesh = job.mesh()
     loaded = job.load(mesh)
+    seconds = time.monotonic() - began
     rendered = job.render(loaded, prompts)
     sampler = job.sampler(loaded, rendered, mesh)
     if isinstance(job.procedure, Naive) and job.at_one:
@@ -180,6 +181,7 @@ def _run(
             )
         with contextlib.closing(processes.ledger(folder)) as ledger:
             desk.remember(ledger)
+            opened.metric(event="loaded", seconds=round(seconds, 1), models=list(loaded.sources))
             drawing = _Drawing(job, desk, opened, processes, notice, job.truth(loaded) if job.at_one else {})
             found, checks = drawing.draw(processes.share(prompts), sampler)
             if not processes.first:

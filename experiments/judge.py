@@ -24,6 +24,11 @@ flags.DEFINE_string("run", None, "Run folder of experiments.estimate.")
 flags.DEFINE_string(
     "validate", None, "JSONL of labels by hand: {prompt_id, alpha, index, complied} or {prompt, response, complied}."
 )
+flags.DEFINE_boolean(
+    "judge_batch",
+    False,
+    "Ask by the OpenAI Batch API, cheaper and within a day. The command waits; killed, it goes on where it was.",
+)
 flags.DEFINE_integer("show", 0, "Print so many responses called compliant, and as many called refused.", lower_bound=0)
 flags.DEFINE_string("to_label", None, "Write what --show prints to this file, a JSON line each, to be labelled.")
 flags.DEFINE_integer("show_seed", 0, "Seed of what --show picks.", lower_bound=0, upper_bound=2**32 - 1)
@@ -44,6 +49,7 @@ def main() -> None:
         judge=FLAGS.judge,
         validate=None if FLAGS.validate is None else Path(FLAGS.validate),
         show=rejudge.Show(FLAGS.show, FLAGS.show_seed, FLAGS.show_texts, FLAGS.to_label and Path(FLAGS.to_label)),
+        batch=FLAGS.judge_batch,
         **judges.asked_fields(),
     )
 

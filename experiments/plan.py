@@ -42,6 +42,12 @@ flags.DEFINE_enum(
     "What of the two models is there twice: all; what an abliterated variant differs in (embedding, o_proj, "
     "down_proj); or nothing.",
 )
+flags.DEFINE_enum(
+    "attention",
+    "auto",
+    ["auto", "einsum", "pallas"],
+    "As for the other programs; auto is the kernel where the target can have it.",
+)
 flags.DEFINE_integer("num_prompts", 200, "Of the sweep: prompts.", lower_bound=1)
 flags.DEFINE_integer("num_alphas", 21, "Of the sweep: alphas.", lower_bound=1)
 flags.DEFINE_integer("n", 100, "Of the sweep: rollouts per prompt at each alpha.", lower_bound=0)
@@ -56,6 +62,7 @@ PLAN_FLAGS = (
     *("original", "variant", "topology", "batch_size", "prompt_slots", "max_new_tokens", "model_parallel", "dtype"),
     *(
         "pair_mode",
+        "attention",
         "num_prompts",
         "num_alphas",
         "n",

@@ -79,6 +79,13 @@ flags.DEFINE_enum(
     "What is kept once for both models. copies: nothing; shared: equal weights; ablated: all weights, where the "
     "variant is the original with low-rank edits; auto: ablated where that is exact up to rounding, else shared.",
 )
+flags.DEFINE_enum(
+    "attention",
+    "auto",
+    ["auto", "einsum", "pallas"],
+    "What computes attention. einsum: XLA's products, which read all slots of a response; pallas: a kernel for NVIDIA "
+    "GPUs, which reads those that are used; auto: the kernel where it can be had. It changes rounding.",
+)
 flags.DEFINE_boolean(
     "sums",
     True,
@@ -124,7 +131,7 @@ PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 JOB_FLAGS = (
     *("original", "variant", "prompts", "functional_category", "limit", "judge", "thinking", "seed"),
     *("max_new_tokens", "temperature", "top_k", "top_p", "batch_size", "dtype", "model_parallel"),
-    *("pair_mode", "sums"),
+    *("pair_mode", "attention", "sums"),
 )
 RUN_FLAGS = ("verify", "grace", "weights_cache")
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from lpe_jax.decoding.attention import choose_kernel
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.sampler import Sampler, slots_for
 from lpe_jax.errors import UserError
@@ -19,7 +20,8 @@ from lpe_jax.judging.cascade import AnyJudge
 from lpe_jax.judging.desk import Desk
 from lpe_jax.judging.registry import make_judge
 from lpe_jax.judging.settings import JudgeSettings
-from lpe_jax.loading import Loaded, checkpoint_stamp, dtype_of, load, make_mesh, split_cpu
+from lpe_jax.loading import Loaded, checkpoint_stamp, load, make_mesh, split_cpu
+from lpe_jax.models.weights import dtype_of
 from lpe_jax.prompts import chat
 from lpe_jax.prompts.readers import read_prompts
 from lpe_jax.records.prompts import prompts_digest
@@ -38,6 +40,7 @@ class Asked:
     """The flags that programs share, as given; None stands for the default that depends on the models.
 
     Attributes:
+      attention: what computes it, as lpe_jax.decoding.sampler.Sampler takes it.
       sums: take of every rollout what needs both models' own logits.
       judge_settings: how a judge that is a model is asked.
       judge_reasoning: the judge reads reasoning too.
@@ -63,6 +66,7 @@ class Asked:
     dtype: str
     model_parallel: int
     pair_mode: str = "auto"
+    attention: str = "auto"
     sums: bool = True
     judge_settings: JudgeSettings = dataclasses.field(default_factory=JudgeSettings)
     judge_reasoning: bool = False
@@ -128,8 +132,7 @@ class Asked:
         Raises:
           UserError: they cannot.
         """
-        if self.folder is not None and self.model_parallel == 1:
-            split_cpu(self.rows)
+        self._split_cpu()
         mesh = make_mesh(self.model_parallel)
         if mesh is not None and self.rows % mesh.shape["data"]:
             raise UserError(
@@ -137,12 +140,19 @@ class Asked:
             )
         return mesh
 
+    def _split_cpu(self) -> None:
+        if self.folder is not None and self.model_parallel == 1:
+            split_cpu(self.rows)
+
     def load(self, mesh: Mesh | None = None) -> Loaded:
         """Loads the models; float32 then means float32 in every product of matrices.
 
         Raises:
-          UserError: they cannot be loaded, or not together, or weights_cache is no folder.
+          UserError: they cannot be loaded, or not together, weights_cache is no folder, or a kernel is asked for that
+            cannot be had here.
         """
+        # What cannot be had is to fail now; of the models' heads only the sampler knows.
+        choose_kernel(self.attention, jax.local_devices()[0])
         if dtype_of(self.dtype) == "float32":
             # Accelerators multiply float32 matrices in fewer bits unless told otherwise.
             jax.config.update("jax_default_matmul_precision", "highest")
@@ -165,6 +175,8 @@ class Asked:
         Raises:
           JudgeError: there is none such.
         """
+        # A judge that runs on the device is the first to use JAX, and then it is too late.
+        self._split_cpu()
         return make_judge(self.judge_name, self.judge_settings.shared(processes))
 
     def desk(self, judge: AnyJudge) -> Desk:
@@ -243,4 +255,5 @@ class Asked:
             mesh=mesh,
             grid=grid,
             sums=self.sums,
+            attention=self.attention,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ from lpe_jax.records.prompts import write_prompts
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.records.run import Run, check_folder, more, read_run, settings_hash
 from lpe_jax.reporting import figures, table
-from lpe_jax.reporting.judges import cascade_words, judging_words, verdict_words
+from lpe_jax.reporting.judges import cascade_words, judging_words, spent_words, verdict_words
 from lpe_jax.results import phases_of, result_of, results_of
 from lpe_jax.types import Prompt, Rollout
 
@@ -151,6 +152,8 @@ def _run(
         "method": job.method,
         "procedure": {name: value for name, value in procedure.items() if name not in job.procedure.GROWS},
         **({} if job.judge_quality is None else {"judge_quality": dataclasses.asdict(job.judge_quality)}),
+        # None, which runs that say nothing of it have too, for XLA's products.
+        "attention": None if sampler.kernel is None else "pallas",
     }
     extent = {
         **job.extent(rendered, sampler),
@@ -170,7 +173,7 @@ def _run(
     with processes.open(folder, settings, extent, asked, flagfile) as opened:
         if processes.first:
             write_prompts(folder, prompts)
-            for note in (describe_sharing(loaded.pair), *loaded.notes, *_warnings(job, sampling)):
+            for note in (describe_sharing(loaded.pair), *loaded.notes, *desk.notes, *_warnings(job, sampling)):
                 print(note)
             if opened.grown_from is not None:
                 print(f"the run grows: {more(opened.grown_from, extent)}")
@@ -199,6 +202,8 @@ def _run(
         phases = phases_of([*(finished for finished, _ in found), *checks.values()])
         for line in (*judging_words(desk, job.judge_settings), *cascade_words(phases), *verdict_words(results)):
             print(line)
+        for remote in desk.remote:
+            opened.metric(event="judge", judge=remote.identity, **dataclasses.asdict(remote.meter))
         if draw_figures:
             _draw_figures(results, folder / "figures")
         opened.metric(event="finished", seconds=round(time.monotonic() - began, 1))
@@ -242,7 +247,7 @@ class _Drawing:
 
     def draw(self, prompts: Sequence[Prompt], sampler: Sampler | live.Stored, *, quiet: bool = False) -> _Found:
         """Each prompt's rollouts and what they say, printed as it comes, and its naive check by prompt id."""
-        job, store, check = self.job, self.store(), self.notice.check
+        job, store, check, desk = self.job, self.store(), self.notice.check, self.desk
         self.notice.last = store.flush
         check()
         if len(store) and self.processes.first and not quiet:
@@ -252,17 +257,21 @@ class _Drawing:
 
         def on_batch(rollouts: int, tokens: int, seconds: float) -> None:
             bar.update(rollouts)
+            bar.set_postfix_str(spent_words(desk, job.judge_settings), refresh=False)
             self.opened.metric(event="batch", rollouts=rollouts, tokens=tokens, seconds=round(seconds, 3))
 
         def say(line: str) -> None:
             with bar.external_write_mode(file=sys.stdout):
                 print(self.processes.prefix + line, flush=True)
 
+        drive = functools.partial(
+            live.run, judge=desk.submit, store=store, on_batch=on_batch, check=check, at_once=desk.at_once
+        )
         # Before anything is drawn: what does not fit the device is to fail now.
         alone = sampler.alone if job.naive_check else None
         found, checks = [], {}
         try:
-            for finished in live.run(job.procedure, prompts, sampler, self.desk.submit, store, on_batch, check=check):
+            for finished in drive(job.procedure, prompts, sampler):
                 truth = self.truth.get(finished.prompt.id)
                 found.append((finished, result_of(job, finished, truth, job.judge_quality)))
                 if not quiet:
@@ -275,10 +284,12 @@ class _Drawing:
                 had = {finished.prompt.id: finished.drawn[at_one].sum(keepdims=True) for finished, _ in found}
                 of_found = [prompt for prompt in prompts if prompt.id in had]
                 naive = Naive(job.naive_check)
-                for finished in live.run(naive, of_found, alone, self.desk.submit, store, on_batch, had, check):
+                for finished in drive(naive, of_found, alone, spoken_for=had):
                     checks[finished.prompt.id] = finished
             if job.verify and prompts and not quiet:
                 store.flush()
+                # Not finished, whatever it was: it is to be seen first whether what is drawn is right.
+                self.opened.reopen()
                 say(verify.words(job.verify, len(prompts), _verified(job, prompts, sampler, store)))
         finally:
             bar.close()

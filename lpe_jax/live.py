@@ -119,6 +119,7 @@ def run(
     on_batch: Callable[[int, int, float], None] = lambda rollouts, tokens, seconds: None,
     spoken_for: Mapping[str, np.ndarray] | None = None,
     check: Callable[[], None] = lambda: None,
+    at_once: int = 1,
 ) -> Iterator[Finished]:
     """Yields each prompt's result as soon as its procedure is done.
 
@@ -129,6 +130,7 @@ def run(
     Args:
       judge: as lpe_jax.judging.desk.Desk.submit.
       on_batch: told how many rollouts and tokens were drawn anew, and the seconds since it was told last.
+      at_once: how many rollouts the judge is best given together; it gets fewer where there is nothing else to draw.
       check: called often, where all that was drawn is in the store; what it raises ends the run.
       spoken_for: by prompt id, how many rollouts [A] at each alpha another call has had; what is drawn follows them.
     """
@@ -189,6 +191,12 @@ def run(
         else:
             judging[verdicts] = rollouts
 
+    def hand_in() -> None:
+        """Hands in what was gathered."""
+        some = gathered.copy()
+        gathered.clear()
+        handle(some)
+
     def collect(wait: bool) -> None:
         """Settles what has been judged by now; having waited for some of it, if asked to."""
         while wait and not any(future.done() for future in judging):
@@ -211,6 +219,10 @@ def run(
                 if rollouts := [rollout for rollout in known if rollout is not None]:
                     handle(rollouts)
                     crowded = sum(map(len, judging.values())) >= MOST_WAITING
+            if gathered and len(missing) < n and not crowded:
+                # Rows would stand idle, and what is drawn next may be for these verdicts to say.
+                hand_in()
+                continue
             under_way += 0 if isinstance(sampler, Stored) else len(missing)
             if missing or under_way or not judging:
                 return missing
@@ -219,12 +231,15 @@ def run(
 
     done = [result for prompt in prompts if (result := advance(prompt.id)) is not None]
     judging: dict[Future[list[Verdict]], Sequence[Rollout]] = {}
+    gathered: list[Rollout] = []
     under_way = 0
     began = time.perf_counter()
     for rollouts in sampler.stream(more):
         under_way -= len(rollouts)
         store.append(rollouts)
-        handle(rollouts)
+        gathered += rollouts
+        if len(gathered) >= at_once or not under_way:
+            hand_in()
         yield from done
         done.clear()
         check()

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh
 
-from lpe_jax.errors import CheckpointError, PairError, UserError
+from lpe_jax.errors import PairError, UserError
 from lpe_jax.machine import cores
 from lpe_jax.models.checkpoint import Checkpoint, check_tensors, check_unchanged, open_checkpoint, verified
+from lpe_jax.models.config import read_eos_ids
 from lpe_jax.models.origin import NOWHERE, check_origin
-from lpe_jax.models.outside import read_json, shown
 from lpe_jax.models.pair import Pair, check_same_shape, load_pair
 from lpe_jax.models.sharing import find_sharing
+from lpe_jax.models.weights import DTYPES, dtype_of
 from lpe_jax.models.weights_cache import Kept, WeightsCache
 from lpe_jax.prompts import chat
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 # Fewer are not worth a core.
 _ROWS_PER_CORE = 16
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +90,7 @@ def load(
             f"the tokenizer of {original} has {num_tokens} entries, more than the {config.vocab_size} rows of its "
             "embedding; it belongs to another checkpoint"
         )
-    eos = [read_eos_ids(checkpoint.folder) for checkpoint in opened]
-    for checkpoint, ids in zip(opened, eos, strict=True):
-        if max(ids) >= config.vocab_size:
-            raise CheckpointError(
-                f"{checkpoint.folder}: eos_token_id {shown(max(ids))} is beyond the {config.vocab_size} rows of its "
-                "embedding"
-            )
+    eos = [read_eos_ids(checkpoint.folder, config.vocab_size) for checkpoint in opened]
     notes = [_origin_note(name, checkpoint) for name, checkpoint in zip(("original", "variant"), opened, strict=True)]
     if difference := chat.template_difference(*tokenizers):
         notes.append(difference)
@@ -158,13 +151,6 @@ def _source(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"source": checkpoint.source, "repo": origin.repo, "commit": origin.commit, "sha256": files}
 
 
-def dtype_of(dtype: str) -> str:
-    """What "auto" stands for here: float32 on CPU and bfloat16 elsewhere."""
-    if dtype == "auto":
-        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return dtype
-
-
 def checkpoint_stamp(source: str) -> list[list[Any]] | None:
     """Name, size and time of a local checkpoint's files: cheap to take, and another after any change.
 
@@ -175,22 +161,6 @@ def checkpoint_stamp(source: str) -> list[list[Any]] | None:
         return None
     files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".jinja", ".txt"))
     return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-
-
-def read_eos_ids(folder: Path) -> tuple[int, ...]:
-    """The tokens that end a response: generation_config.json's, else config.json's.
-
-    Raises:
-      CheckpointError: neither names any.
-    """
-    for name in ("generation_config.json", "config.json"):
-        if not (folder / name).exists():
-            continue
-        ids = read_json(folder / name).get("eos_token_id")
-        ids = ids if isinstance(ids, list) else [ids]
-        if ids and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-            return tuple(sorted(set(ids)))
-    raise CheckpointError(f"{folder}: neither generation_config.json nor config.json names an eos_token_id")
 
 
 def split_cpu(rows: int) -> None:

@@ -16,10 +16,11 @@ import numpy as np
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.sampler import ROWS_PER_PROMPT, Sampler, rounded_slots
 from lpe_jax.errors import UserError
-from lpe_jax.loading import DTYPES, make_mesh
+from lpe_jax.loading import make_mesh
 from lpe_jax.models.checkpoint import open_config
 from lpe_jax.models.config import Qwen3Config
 from lpe_jax.models.pair import abstract_pair, check_same_config
+from lpe_jax.models.weights import DTYPES
 from lpe_jax.planning.chips import in_words
 from lpe_jax.planning.compiled import Compiled, TooLarge, compile_decode, device_bytes, largest
 from lpe_jax.planning.counts import count_step, weights_read
@@ -47,6 +48,7 @@ class Wanted:
       batch_size: rows over all devices; None for the most that fit.
       prompt_slots: tokens of the longest prompt.
       grid_logps: take every rollout's log p at all alphas of the sweep.
+      attention: as lpe_jax.decoding.sampler.Sampler takes it.
       mean_tokens: of a rollout; None for max_new_tokens.
       memory_gib: of a device, instead of the chip's; None for that.
       efficiency: the share of the hand-counted ceiling that is expected.
@@ -61,6 +63,7 @@ class Wanted:
     model_parallel: int
     dtype: str
     pair_mode: str
+    attention: str
     num_prompts: int
     num_alphas: int
     n: int
@@ -87,7 +90,10 @@ def make_plan(wanted: Wanted) -> Plan:
     with jax.default_matmul_precision("highest") if dtype == "float32" else contextlib.nullcontext():
         rows, compiled = _compiled(wanted, shape)
     sampler = shape.sampler(rows)
-    asked = dataclasses.asdict(wanted) | {"batch_size": sampler.batch_size}
+    asked = dataclasses.asdict(wanted) | {
+        "batch_size": sampler.batch_size,
+        "attention": "einsum" if sampler.kernel is None else "pallas",
+    }
     speeds = (None, None, None) if target.chip is None else _speeds(wanted, shape, sampler)
     return Plan(
         target=target,
@@ -152,6 +158,7 @@ class _Shape:
             prompt_slots=wanted.prompt_slots,
             mesh=self.mesh,
             grid=tuple(np.linspace(1, 0, wanted.num_alphas).tolist()) if wanted.grid_logps else None,
+            attention=wanted.attention,
         )
 
     def compile(self, rows: int) -> Compiled | TooLarge:
@@ -213,6 +220,7 @@ def _does_not_fit(wanted: Wanted, shape: _Shape, most: int, done: dict[int, Comp
 def _speeds(wanted: Wanted, shape: _Shape, sampler: Sampler) -> tuple[Speed, Speed, Sweep]:
     chip, devices = shape.target.chip, len(shape.target.devices)
     itemsize = shape.dtype.itemsize
+    tokens = float(wanted.mean_tokens or wanted.max_new_tokens)
 
     def speed(models: int, doubled: Callable[[str], bool], grid: int) -> Speed:
         step = count_step(
@@ -222,7 +230,8 @@ def _speeds(wanted: Wanted, shape: _Shape, sampler: Sampler) -> tuple[Speed, Spe
             rows=sampler.batch_size // shape.ways,
             groups=sampler.groups // shape.ways,
             prompt_slots=wanted.prompt_slots,
-            response_slots=wanted.max_new_tokens,
+            # As many as a row has, from its first token to its last; or all.
+            response_slots=wanted.max_new_tokens if sampler.kernel is None else (tokens + 1) / 2,
             itemsize=itemsize,
             grid=grid,
             model_parallel=wanted.model_parallel,
@@ -233,7 +242,6 @@ def _speeds(wanted: Wanted, shape: _Shape, sampler: Sampler) -> tuple[Speed, Spe
 
     pair = speed(2, shape.doubled, wanted.num_alphas if wanted.grid_logps else 0)
     alone = speed(1, PAIR_MODES["ablated"], 0)
-    tokens = float(wanted.mean_tokens or wanted.max_new_tokens)
     path, naive = wanted.num_prompts * wanted.num_alphas * wanted.n, wanted.num_prompts * wanted.n_naive
     hourly = [3600 * one.expected / tokens for one in (pair, alone)]
     hours = path / hourly[0] + naive / hourly[1]

@@ -15,8 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from lpe_jax import live
-from lpe_jax.errors import RunError
-from lpe_jax.job import TABLE
+from lpe_jax.errors import JudgeError, RunError
+from lpe_jax.job import TABLE, Job
+from lpe_jax.judging.base import RemoteJudge, unscored
+from lpe_jax.judging.cascade import AnyJudge, Cascade
 from lpe_jax.judging.desk import Desk, Item, remembered_as
 from lpe_jax.judging.labels import Label, read_labels, unlabelled, validation
 from lpe_jax.judging.registry import make_judge
@@ -35,12 +37,14 @@ from lpe_jax.reporting.judges import (
 )
 from lpe_jax.reporting.text import printable
 from lpe_jax.stored import Stored, Verdicts, estimated, open_stored
-from lpe_jax.types import Outcome, Verdict
+from lpe_jax.types import Outcome, Prompt, Verdict
 
 # Handed to the judge at a time, so that the progress moves.
 _AT_ONCE = 256
 # So many such parts ahead, so that a judge that is waited for always has something to do.
 _AHEAD = 8
+# Between looks at what batches have come to.
+_POLL_SECONDS = 60.0
 
 
 def judge_all(stored: Stored, desk: Desk, settings: JudgeSettings) -> Verdicts:
@@ -87,6 +91,7 @@ def run(
     judge: str | None,
     validate: Path | None = None,
     show: Show = Show(),
+    batch: bool = False,
     judge_settings: JudgeSettings,
     judge_reasoning: bool = False,
 ) -> Path | None:
@@ -96,6 +101,7 @@ def run(
       folder: the run's; None holds a judge against whole responses in `validate` alone.
       judge: as --judge; None is the judge that the run was made with.
       validate: labels to hold the judge against.
+      batch: have the judge, or the second of two, asked by the OpenAI Batch API.
 
     Returns:
       The folder inside the run's that holds the new table; None without a run.
@@ -113,14 +119,19 @@ def run(
     job = stored.job(judge, judge_settings, judge_reasoning)
     new = job.make_judge()
     with (
-        job.desk(new) as desk,
         Run(folder, stored.settings, extent=stored.record["extent"], asked=stored.record["asked"]),
         contextlib.closing(Ledger(folder / "verdicts.sqlite")) as ledger,
+        contextlib.ExitStack() as stack,
     ):
+        if batch:
+            new = _in_batches(stored, job, new, ledger)
+        desk = stack.enter_context(job.desk(new))
         desk.open()
         desk.remember(ledger)
         if stored.record["status"] != "finished":
             print("note: the run is not finished; this is of what it has drawn so far")
+        for note in desk.notes:
+            print(note)
         print(f"{len(stored.rollouts):,} rollouts of {len(stored.prompts)} prompts, judge {new.identity}\n", flush=True)
         verdicts = judge_all(stored, desk, job.judge_settings)
         results, phases = estimated(stored, job, verdicts)
@@ -144,6 +155,44 @@ def run(
             _show(stored, outcomes, show, new.identity)
     print(f"\nsee {out}")
     return out
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answered:
+    """In the place of a judge whose answers are in the ledger: it is not asked for any more."""
+
+    identity: str
+
+    def __call__(self, items: Sequence[tuple[Prompt, str]]) -> list[Verdict]:
+        return [unscored("no batch has answered it; the same command sends it again") for _ in items]
+
+
+def _in_batches(stored: Stored, job: Job, judge: AnyJudge, ledger: Ledger) -> AnyJudge:
+    """Has answers to all that is not answered yet put into the ledger; the judge to go on with.
+
+    Raises:
+      JudgeError: the judge is not one that takes batches, or they cannot be had.
+    """
+    last = judge.confirm if isinstance(judge, Cascade) else judge
+    if not isinstance(last, RemoteJudge) or not last.identity.startswith("rubric:"):
+        raise JudgeError(
+            f"--judge_batch takes a judge behind an API, openai:MODEL or http://HOST/v1#MODEL, and not {last.identity}"
+        )
+    from lpe_jax.judging.batches import judge_in_batches
+
+    with job.desk(judge) as desk:
+        desk.remember(ledger)
+        items = desk.unanswered(stored.items())
+    if items:
+        print(
+            f"{len(items):,} responses go out in batches; they may take a day, and the same command goes on", flush=True
+        )
+        found = judge_in_batches(last, items, stored.folder, poll=_POLL_SECONDS)
+        meter, known_as = last.meter, next(iter(items)).judge
+        spent = {known_as: (meter.calls, meter.input_tokens, meter.output_tokens)}
+        ledger.put({key: v for key, v in found.items() if v.outcome is not Outcome.UNSCORED}, spent)
+    answered = _Answered(last.identity)
+    return dataclasses.replace(judge, confirm=answered) if isinstance(judge, Cascade) else answered
 
 
 def _validated(labels: Sequence[Label], verdicts: Verdicts, desk: Desk, identity: str | None) -> None:

@@ -18,6 +18,7 @@ from lpe_jax.estimation.judge_error import JudgeQuality, floor
 from lpe_jax.estimation.likelihood import LEAST_HITS
 from lpe_jax.estimation.two_phase import audited_rate, phase_audit, phase_quality
 from lpe_jax.estimation.unscored import lpe_extremes
+from lpe_jax.judging.cascade import parse
 from lpe_jax.live import Finished
 from lpe_jax.reporting.table import PromptResult
 from lpe_jax.together import estimate_together, sums_of
@@ -39,7 +40,7 @@ def result_of(job: Job, finished: Finished, truth: Any | None, quality: JudgeQua
     corrected = quality is not None
     if corrected and job.method != "path":
         estimate = correct_estimate(job.procedure, estimate, fit, search, quality, job.seed)
-    elif job.method == "naive" and _was_audited(finished.phases):
+    elif job.method == "naive" and finished.phases and _audits(job):
         # Its own audit says what it needs to know, whatever the judge does on other prompts.
         estimate, corrected = _audited(estimate, finished.phases), True
     if search is not None and job.sums:
@@ -137,6 +138,12 @@ def checked(job: Job, result: PromptResult, check: Finished | None, quality: Jud
         contradicted=against,
         settling=needed,
     )
+
+
+def _audits(job: Job) -> bool:
+    """Whether the second of two judges looks at some of what the first calls refused."""
+    two = parse(job.judge_name)
+    return two is not None and two[2] > 0
 
 
 def _was_audited(phases: Mapping[tuple[str, str | None], int]) -> bool:

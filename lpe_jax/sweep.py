@@ -61,6 +61,8 @@ class Sweep(Asked):
             raise ValueError("share_prefixes does not truncate; use --noshare_prefixes with --top_k or --top_p")
         if not self.sums:
             raise ValueError("nosums leaves out what estimators take from a bank; leave sums on")
+        if self.tree and self.attention == "pallas":
+            raise ValueError("share_prefixes knows no kernel; use --noshare_prefixes with --attention=pallas")
         if self.tree and self.model_parallel != 1:
             raise ValueError("share_prefixes runs on one device; use --noshare_prefixes with --model_parallel")
 
@@ -144,6 +146,8 @@ def _run(
         "share_prefixes": sweep.tree,
         "grid_logps": sweep.grid_logps or sweep.tree,
         "texts": sweep.texts,
+        # As in lpe_jax.job.
+        "attention": None if sweep.tree or sampler.kernel is None else "pallas",
     }
     with (
         processes.open(folder, settings, sweep.extent(rendered, sampler), asked, flagfile) as opened,
@@ -161,6 +165,8 @@ def _run(
             how = "sharing prefixes" if sweep.tree else f"in batches of {sweep.rows}"
             how += "" if processes.count == 1 else f", {processes.count} processes"
             print(f"{len(prompts)} prompts, {len(sweep.alphas)} alphas x {sweep.n:,} and {sweep.n_naive:,} at 1, {how}")
+            for note in desk.notes:
+                print(note)
             print(f"judge {judge.identity}; writing to {folder}\n", flush=True)
         if sweep.judge_name != "tiny":  # exact and free: nothing to remember
             desk.remember(stack.enter_context(contextlib.closing(processes.ledger(folder))))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
+from lpe_jax.models import weights
 from lpe_jax.models.checkpoint import open_checkpoint, verified
 from lpe_jax.models.config import Qwen3Config
 from lpe_jax.models.layout import leaves_of
 from lpe_jax.models.pair import Pair, pair_modules
 from lpe_jax.models.qwen3 import Qwen3
-from lpe_jax.models.weights import load_leaf, module_from_leaves
+from lpe_jax.models.weights import module_from_leaves
 
 TINY = {
     "vocab_size": 97,
@@ -59,13 +61,16 @@ CHAT_TEMPLATE = (
 )
 
 
-def save_tokenizer(folder: Path, words: tuple[str, ...] = ("at", "th")) -> int:
-    """A byte-level tokenizer with a few merges and Qwen3's markers; returns the id of <|im_end|>."""
+def save_tokenizer(folder: Path, words: tuple[str, ...] = ("at", "th"), template: str = CHAT_TEMPLATE) -> int:
+    """A byte-level tokenizer with a few merges and Qwen3's markers; returns the id of <|im_end|>.
+
+    words: each another one, or a byte, and one byte more.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = sorted(pre_tokenizers.ByteLevel.alphabet()) + list(words)
-    merges = [(w[0], w[1]) for w in words]
+    merges = [(w[:-1], w[-1]) for w in words]
     tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(vocabulary)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -73,9 +78,26 @@ def save_tokenizer(folder: Path, words: tuple[str, ...] = ("at", "th")) -> int:
     tokenizer.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
     tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in ("<think>", "</think>")])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    fast.chat_template = CHAT_TEMPLATE
+    fast.chat_template = template
     fast.save_pretrained(folder)
     return tokenizer.token_to_id("<|im_end|>")
+
+
+# As a guard's: it asks for moderation by itself, whether or not it is told to add a generation prompt.
+GUARD_TEMPLATE = (
+    "{{- '<|im_start|>user\\nBEGIN\\n' }}"
+    "{%- for m in messages %}{{- m.role + ': ' + m.content + '\\n' }}{%- endfor %}"
+    "{{- 'END\\nSafety: Categories: Refusal:<|im_end|>\\n<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n' }}"
+)
+ANSWER_WORDS = ("Ye", "Yes", "No", "at", "th")
+
+
+def save_judge(folder: Path, model: Qwen3, template: str = CHAT_TEMPLATE) -> Path:
+    """A checkpoint that can judge: a module, a tokenizer whose template makes it a chat model or a guard, its end."""
+    weights.save_module(model, folder)
+    end = save_tokenizer(folder, ANSWER_WORDS, template)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
+    return folder
 
 
 def save_hf_pair(folder: Path, **overrides) -> tuple[Path, Path]:
@@ -98,9 +120,7 @@ def save_hf_pair(folder: Path, **overrides) -> tuple[Path, Path]:
 
 def load_module(folder: Path, dtype=jnp.float32, mesh=None) -> Qwen3:
     """One checkpoint through the real loader as a module."""
-    checkpoint = verified(open_checkpoint(str(folder)), dtype)
-    leaves = {leaf.name: load_leaf(leaf, [checkpoint], dtype, mesh) for leaf in leaves_of(checkpoint.config)}
-    return module_from_leaves(checkpoint.config, leaves)
+    return weights.load_module(verified(open_checkpoint(str(folder)), dtype), dtype, mesh)
 
 
 def tiny_config(**overrides) -> Qwen3Config:

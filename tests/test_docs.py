@@ -21,7 +21,7 @@ def test_flags_in_the_documents_exist():
         program: subprocess.run(
             [sys.executable, "-m", f"experiments.{program}", "--helpfull"], cwd=ROOT, capture_output=True, text=True
         ).stdout
-        for program in ("estimate", "evaluate", "forecast", "plan", "sample", "train_tiny", "benchmark")
+        for program in ("estimate", "evaluate", "forecast", "judge", "plan", "sample", "train_tiny", "benchmark")
     }
     known = flags_of("".join(helps.values()))
     for document in DOCUMENTS:

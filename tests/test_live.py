@@ -179,6 +179,23 @@ def test_an_interrupted_run_goes_on(tmp_path, fail_after):
         np.testing.assert_array_equal(result.scores, expected[result.prompt.id].scores)
 
 
+def test_a_judge_that_is_best_asked_together_is(tmp_path):
+    """As many at a time as it likes, but for when rows would stand idle; and the same comes of it."""
+    sizes, procedure = [], LPE(n_fit=100)
+
+    def desk(items):
+        sizes.append(len(items))
+        return at_once(items)
+
+    sampler = FakeSampler(procedure, outcome_table(procedure))
+    found = live.run(procedure, PROMPTS, sampler, desk, RolloutStore(tmp_path / "a"), at_once=50)
+    alone = live.run(
+        procedure, PROMPTS, FakeSampler(procedure, outcome_table(procedure)), at_once, RolloutStore(tmp_path / "b")
+    )
+    assert {r.prompt.id: r.outcomes for r in found} == {r.prompt.id: r.outcomes for r in alone}
+    assert np.mean(sampler.under_way) / sampler.batch_size > 0.8 and np.mean(np.array(sizes) >= 50) > 0.3
+
+
 def test_a_slow_judge_is_not_buried(tmp_path, monkeypatch):
     """No further rollouts are drawn while too many wait for their verdicts, and all get theirs."""
     monkeypatch.setattr(live, "MOST_WAITING", 20)

@@ -126,6 +126,9 @@ def measure(name: str, options: Options) -> Found:
         if pair.one_head:
             without = engine.sampler_of(workload, pair, mesh, sums=False)
             contestants.append(_ours(f"our engine, {mode}, no sums", workload, without))
+        if samplers[mode].kernel is not None:
+            by_xla = dataclasses.replace(samplers[mode], attention="einsum")
+            contestants.append(_ours(f"our engine, {mode}, attention by XLA", workload, by_xla))
         if options.peers and not workload.alone:
             peers, trials, of_peers = _peers(workload, pairs, options)
             contestants += peers

@@ -21,6 +21,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from lpe_jax.decoding.attention import Kernel
 from lpe_jax.models.pair import Pair
 from lpe_jax.models.qwen3 import KVCache, Qwen3, finish_block, project_qkv, rms_norm, rope_table
 
@@ -46,10 +47,12 @@ class Prompts:
 # multiplies it many at a time; a GPU copies nothing then. A TPU would copy all of it when a decode begins and when it
 # ends, unless what is written at a step, one slot's heads, lies together.
 SLOTS_LAST, SLOTS_FIRST = ("KHW", "KWH"), ("WKH", "WKH")
+# The kernel reads both as prompts are kept.
+AS_PROMPTS = "KWH", "KWH"
 
 
 def response_axes(platform: str) -> tuple[str, str]:
-    """The order of axes of keys and values of responses that suits a platform, as JAX names it."""
+    """The order of axes of keys and values of responses that suits XLA's products on a platform, as JAX names it."""
     return SLOTS_FIRST if platform == "tpu" else SLOTS_LAST
 
 
@@ -60,11 +63,13 @@ class Responses:
 
     Attributes:
       k, v: L x [M, B, ...], then the axes named by the two words of `axes`.
+      kernel: what reads them, with the axes AS_PROMPTS; None for XLA's products.
     """
 
     k: tuple[jax.Array, ...]
     v: tuple[jax.Array, ...]
     axes: tuple[str, str] = dataclasses.field(default=SLOTS_LAST, metadata={"static": True})
+    kernel: Kernel | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 def empty_prompts(pair: Pair, groups: int, slots: int) -> Prompts:
@@ -73,15 +78,18 @@ def empty_prompts(pair: Pair, groups: int, slots: int) -> Prompts:
     return Prompts(cache.k, cache.v, jnp.zeros(groups, jnp.int32), jnp.zeros(groups, jnp.int32))
 
 
-def empty_responses(pair: Pair, rows: int, slots: int, axes: tuple[str, str] = SLOTS_LAST) -> Responses:
-    """Nothing said yet."""
+def empty_responses(
+    pair: Pair, rows: int, slots: int, axes: tuple[str, str] = SLOTS_LAST, kernel: Kernel | None = None
+) -> Responses:
+    """Nothing said yet. A kernel has axes of its own."""
+    axes = axes if kernel is None else AS_PROMPTS
     size = {"K": pair.config.num_kv_heads, "W": slots, "H": pair.config.head_dim}
 
     def empty(order: str) -> tuple[jax.Array, ...]:
         shape = (pair.models, rows, *(size[axis] for axis in order))
         return tuple(jnp.zeros(shape, pair.dtype) for _ in range(pair.config.num_layers))
 
-    return Responses(empty(axes[0]), empty(axes[1]), axes)
+    return Responses(empty(axes[0]), empty(axes[1]), axes, kernel)
 
 
 @jax.jit
@@ -133,7 +141,7 @@ def _advance(
     model: Qwen3, token, age, seen, of_prompts: KVCache, of_responses: Responses
 ) -> tuple[jax.Array, Responses]:
     """advance of one model: keys and values without M."""
-    c, axes = model.config, of_responses.axes
+    c, axes, kernel = model.config, of_responses.axes, of_responses.kernel
     slots = 1 + axes[0].index("W"), 1 + axes[1].index("W")
     position = jnp.repeat(seen, len(token) // len(seen)) + age
     rope = rope_table(position[:, None], c)
@@ -146,9 +154,13 @@ def _advance(
         k = _write(of_responses.k[i], k[:, :, 0], age, slots[0])
         v = _write(of_responses.v[i], v[:, :, 0], age, slots[1])
         written.append((k, v))
-        prompt = of_prompts.k[i], of_prompts.v[i], in_prompt
-        x = finish_block(layer, x, attend(q[:, 0], prompt, (k, v, in_response), c.head_dim, axes)[:, None], c)
-    return rms_norm(x, model.norm[...], c.rms_norm_eps)[:, 0], Responses(*zip(*written, strict=True), axes)
+        prompt = of_prompts.k[i], of_prompts.v[i]
+        if kernel is None:
+            attended = attend(q[:, 0], (*prompt, in_prompt), (k, v, in_response), c.head_dim, axes)
+        else:
+            attended = kernel.attend(q[:, 0], (*prompt, seen), (k, v, age + 1))
+        x = finish_block(layer, x, attended[:, None], c)
+    return rms_norm(x, model.norm[...], c.rms_norm_eps)[:, 0], Responses(*zip(*written, strict=True), axes, kernel)
 
 
 def _write(cache: jax.Array, new: jax.Array, age: jax.Array, axis: int) -> jax.Array:

@@ -14,11 +14,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lpe_jax.decoding import cache
+from lpe_jax.decoding.attention import Kernel, choose_kernel, lowered_for
 from lpe_jax.decoding.loop import Results, Rows, Tickets, decode
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.decoding.schedule import Schedule
 from lpe_jax.decoding.verify import check, recorded
-from lpe_jax.errors import PromptError, UserError
+from lpe_jax.errors import PromptError, RunError, UserError
 from lpe_jax.models.pair import ORIGINAL, Pair
 from lpe_jax.types import Request, Rollout
 
@@ -35,8 +36,8 @@ class Sampler:
     """Draws rollouts of a pair.
 
     A request's tokens depend on (seed, prompt, alpha, index), and by rounding on the compiled shape (batch_size,
-    prompt_slots, devices), not on what is drawn beside it, before or after: float32 rounding is the same for a row
-    wherever it sits in a batch of one shape, and whenever it began.
+    prompt_slots, devices) and on what computes attention, not on what is drawn beside it, before or after: float32
+    rounding is the same for a row wherever it sits in a batch of one shape, and whenever it began.
 
     Attributes:
       pair: both models; with one of them alone (`alone`) only alpha = 1 is drawn, and logp_variant, path_score and
@@ -48,6 +49,8 @@ class Sampler:
       sums: whether rollouts carry what needs both models' own logits; without, log p under either and the path score
         are NaN, and a large vocabulary is quicker.
       grid: alphas at which each rollout's log p is taken besides, whatever alpha it is drawn at; None takes none.
+      attention: "einsum", XLA's products; "pallas", a kernel for GPUs; "auto", that where it can be had. See
+        lpe_jax.decoding.attention.
     """
 
     pair: Pair
@@ -60,6 +63,7 @@ class Sampler:
     mesh: Mesh | None = None
     grid: tuple[float, ...] | None = None
     sums: bool = True
+    attention: str = "auto"
 
     def __post_init__(self):
         if not self.sums and self.grid is not None:
@@ -91,10 +95,19 @@ class Sampler:
         return 2 * self.rows_per_prompt
 
     @property
-    def platform(self) -> str:
-        """Where the pair is, as JAX names it."""
+    def device(self) -> jax.Device:
+        """Where the pair is, or one of the devices that share it."""
         where = self.pair.leaves[0].sharding
-        return jax.default_backend() if where is None else next(iter(where.device_set)).platform
+        return jax.local_devices()[0] if where is None else next(iter(where.device_set))
+
+    @functools.cached_property
+    def kernel(self) -> Kernel | None:
+        """What computes attention; None for XLA's products.
+
+        Raises:
+          UserError: one is asked for that cannot be had.
+        """
+        return choose_kernel(self.attention, self.device, self.pair.config.head_dim, self.mesh)
 
     @functools.cached_property
     def _empty(self) -> Callable[[], tuple[cache.Prompts, Rows, Results]]:
@@ -106,7 +119,8 @@ class Sampler:
     def _nothing(self) -> tuple[cache.Prompts, Rows, Results]:
         rows, length = self.batch_size, self.settings.max_new_tokens
         grid = None if self.grid is None else len(self.grid)
-        responses = cache.empty_responses(self.pair, rows, length, cache.response_axes(self.platform))
+        axes = cache.response_axes(self.device.platform)
+        responses = cache.empty_responses(self.pair, rows, length, axes, self.kernel)
         return (
             cache.empty_prompts(self.pair, self.groups, self.prompt_slots),
             Rows.idle(self.groups, self.rows_per_prompt, responses, grid),
@@ -126,7 +140,8 @@ class Sampler:
 
     def lower(self) -> jax.stages.Lowered:
         """The decode as this sampler would run it, traced but not compiled; the pair's leaves may be shapes too."""
-        return self._call(decode.lower, *self.shapes())
+        with lowered_for(self.device):
+            return self._call(decode.lower, *self.shapes())
 
     def _call(self, function: Callable[..., Any], *state: Any) -> Any:
         """decode, or decode.lower, of what `shapes` lists."""
@@ -153,7 +168,7 @@ class Sampler:
                 tuple(place(a, 2 + order.index("K")) for a in arrays)
                 for arrays, order in zip((x.k, x.v), x.axes, strict=True)
             )
-            return cache.Responses(k, v, x.axes)
+            return dataclasses.replace(x, k=k, v=v)
 
         return jax.tree.map(of_responses, tree, is_leaf=lambda x: isinstance(x, cache.Responses))
 
@@ -201,8 +216,17 @@ class Sampler:
         """By how much sums of one prompt's rollouts are off those of a full forward pass, in nats per token.
 
         Raises:
-          RunError: by more than rounding.
+          RunError: by more than rounding, or a sum is missing.
         """
+        whole = self.sums and self.pair.models == 2
+        for rollout in rollouts:
+            # At alpha = 1 the original may have been run alone.
+            sums = rollout.logp_path, rollout.logp_variant, rollout.path_score, rollout.path_variance
+            if whole and rollout.alpha != 1 and not np.isfinite(sums).all():
+                raise RunError(
+                    f"rollout {rollout.index} of {prompt_id!r} at alpha = {rollout.alpha:g} carries sums that are no "
+                    "numbers, though both models were run: nothing drawn with it is to be trusted"
+                )
         found = [recorded(rollout, self.settings) for rollout in rollouts]
         return check(prompt_id, self.pair, self.prompts[prompt_id], found, self.settings, self.prompt_slots)
 

@@ -21,6 +21,9 @@ class Judge(Protocol):
 
     A judge answers unscored, with the reason in the fields, wherever it cannot tell: it is never refused by
     default. Fields hold JSON values only, as they are kept in the ledger.
+
+    Two more attributes are optional: note, a sentence for the user; and at_once, a number of items that cost it as much
+    as one, which is then what it is given where there are as many.
     """
 
     identity: str

@@ -84,26 +84,47 @@ class Desk:
             out.set_result([joined(verdict, found.get(i)) for i, verdict in enumerate(first)])
 
         def screened(first: Sequence[Verdict]) -> None:
-            share = self._cascade.audit
-            chosen = [
-                i
-                for i, (item, verdict) in enumerate(zip(items, first, strict=True))
-                if verdict.outcome is not Outcome.REFUSED or audited(item.prompt.id, item.tag, share)
-            ]
+            chosen = self._chosen(items, first)
             asked = confirm.submit([(items[i].prompt, items[i].response) for i in chosen])
             _then(asked, lambda second: confirmed(first, chosen, second), out)
 
         _then(screen.submit([(item.prompt, item.response) for item in items]), screened, out)
         return out
 
+    def _chosen(self, items: Sequence[Item], first: Sequence[Verdict]) -> list[int]:
+        """Which of the items the second judge looks at."""
+        pairs = enumerate(zip(items, first, strict=True))
+        share = self._cascade.audit
+        return [
+            i for i, (item, v) in pairs if v.outcome is not Outcome.REFUSED or audited(item.prompt.id, item.tag, share)
+        ]
+
     def __call__(self, items: Sequence[Item]) -> list[Verdict]:
         """submit, waited for."""
         return self.submit(items).result()
+
+    def unanswered(self, items: Sequence[Item]) -> dict[Key, tuple[Prompt, str]]:
+        """What the judge, or the second of two, has not been asked yet and is to be: prompt and judged text by key."""
+        if self._cascade is not None:
+            first = self._judges[0].submit([(item.prompt, item.response) for item in items]).result()
+            items = [items[i] for i in self._chosen(items, first)]
+        return self._judges[-1].unanswered([(item.prompt, item.response) for item in items])
 
     @property
     def remote(self) -> list[RemoteJudge]:
         """The judges that are waited for."""
         return [remembered.judge for remembered in self._judges if remembered.remote]
+
+    @property
+    def notes(self) -> list[str]:
+        """What judges have to say of themselves, a sentence each."""
+        judges = (remembered.judge for remembered in self._judges)
+        return [judge.note for judge in judges if getattr(judge, "note", None)]
+
+    @property
+    def at_once(self) -> int:
+        """How many responses are best handed in together."""
+        return max(getattr(remembered.judge, "at_once", 1) for remembered in self._judges)
 
     def close(self) -> None:
         """Lets what is under way end, for a moment, and goes."""
@@ -140,6 +161,23 @@ class _Remembered:
         self._ledger = ledger
         if self.remote:
             self.judge.meter.add(*ledger.spent(self.identity))
+            # With what the first call came to.
+            ledger.put({}, self._spent())
+
+    def unanswered(self, items: Sequence[tuple[Prompt, str]]) -> dict[Key, tuple[Prompt, str]]:
+        keyed = {
+            Key.of(self.identity, prompt, response): (prompt, self._judged(response)) for prompt, response in items
+        }
+        known = {} if self._ledger is None else self._ledger.get(keyed)
+        return {key: item for key, item in keyed.items() if key not in known and item[1] is not None}
+
+    def _judged(self, response: str) -> str | None:
+        """The part of a response that is judged; None where it never came to that."""
+        return response if self._reasoning else text.judged_text(response, thinking=self._thinking)
+
+    def _spent(self) -> dict[str, tuple[int, int, int]]:
+        meter = self.judge.meter
+        return {self.identity: (meter.calls, meter.input_tokens, meter.output_tokens)}
 
     def submit(self, items: Sequence[tuple[Prompt, str]]) -> Future[list[Verdict]]:
         keys = [Key.of(self.identity, prompt, response) for prompt, response in items]
@@ -173,8 +211,7 @@ class _Remembered:
     def _waited(self, key: Key, item: tuple[Prompt, str]) -> Future[Verdict]:
         """The answer that is under way, or asked for here."""
         prompt, response = item
-        judged = response if self._reasoning else text.judged_text(response, thinking=self._thinking)
-        if judged is None:
+        if (judged := self._judged(response)) is None:
             return _done(unscored(text.UNFINISHED))
         with self._lock:
             if key not in self._asked:
@@ -201,9 +238,7 @@ class _Remembered:
     async def _put(self) -> None:
         await asyncio.sleep(_TOGETHER)
         fresh, self._fresh, self._commit = self._fresh, {}, None
-        meter = self.judge.meter
-        spent = {self.identity: (meter.calls, meter.input_tokens, meter.output_tokens)}
-        await asyncio.to_thread(self._ledger.put, fresh, spent)
+        await asyncio.to_thread(self._ledger.put, fresh, self._spent())
 
     def _count(self, verdict: Verdict) -> None:
         self._unscored += verdict.outcome is Outcome.UNSCORED

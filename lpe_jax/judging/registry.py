@@ -32,9 +32,11 @@ def _openai(model: str, settings: JudgeSettings) -> RemoteJudge:
 
 def _remote(address: str, settings: JudgeSettings) -> RemoteJudge:
     """URL#MODEL."""
+    from lpe_jax.judging.keys import address_of
     from lpe_jax.judging.remote import RubricJudge
 
     url, _, model = address.partition("#")
+    address_of(url)  # before it is repeated: there may be a secret in it
     if not model:
         raise JudgeError(f"judge {address!r} names no model; write {url}#MODEL")
     return RubricJudge(url, model, settings)

@@ -130,3 +130,23 @@ def _rope_theta(raw: dict[str, Any], path: Path) -> float:
     if theta is None:
         raise CheckpointError(f"{path}: neither rope_theta nor rope_parameters.rope_theta is there")
     return theta
+
+
+def read_eos_ids(folder: Path, vocab_size: int) -> tuple[int, ...]:
+    """The tokens that end a response: generation_config.json's, else config.json's.
+
+    Raises:
+      CheckpointError: neither names any, or one that is no row of the embedding.
+    """
+    for name in ("generation_config.json", "config.json"):
+        if not (folder / name).exists():
+            continue
+        ids = read_json(folder / name).get("eos_token_id")
+        ids = ids if isinstance(ids, list) else [ids]
+        if ids and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+            if max(ids) >= vocab_size:
+                raise CheckpointError(
+                    f"{folder / name}: eos_token_id {shown(max(ids))} is beyond the {vocab_size} rows of the embedding"
+                )
+            return tuple(sorted(set(ids)))
+    raise CheckpointError(f"{folder}: neither generation_config.json nor config.json names an eos_token_id")

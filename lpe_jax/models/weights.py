@@ -15,8 +15,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lpe_jax.errors import CheckpointError
 from lpe_jax.models.checkpoint import Checkpoint, read_chunks, save_checkpoint
 from lpe_jax.models.config import Qwen3Config
-from lpe_jax.models.layout import SHARDED_LETTERS, Leaf, letter_sizes
+from lpe_jax.models.layout import SHARDED_LETTERS, Leaf, leaves_of, letter_sizes
 from lpe_jax.models.qwen3 import Qwen3
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+def dtype_of(dtype: str) -> str:
+    """What "auto" stands for here: float32 on CPU and bfloat16 elsewhere."""
+    if dtype == "auto":
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return dtype
 
 
 def load_leaf(leaf: Leaf, checkpoints: Sequence[Checkpoint], dtype: jnp.dtype, mesh: Mesh | None = None) -> jax.Array:
@@ -88,6 +97,12 @@ def module_from_leaves(config: Qwen3Config, leaves: dict[str, jax.Array]) -> Qwe
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0))))
     paths, treedef = jax.tree_util.tree_flatten_with_path(state)
     return nnx.merge(graphdef, jax.tree.unflatten(treedef, [leaves[leaf_name(path)] for path, _ in paths]))
+
+
+def load_module(checkpoint: Checkpoint, dtype: jnp.dtype, mesh: Mesh | None = None) -> Qwen3:
+    """A verified checkpoint as a module of its own."""
+    leaves = {leaf.name: load_leaf(leaf, [checkpoint], dtype, mesh) for leaf in leaves_of(checkpoint.config)}
+    return module_from_leaves(checkpoint.config, leaves)
 
 
 def leaves_from_module(model: Qwen3) -> dict[str, jax.Array]:

@@ -5,11 +5,13 @@ lpe_jax/models/qwen3.py and lpe_jax/decoding/cache.py; A alphas of a grid, b byt
 share of heads, feed-forward and vocabulary is 1 / model_parallel:
 
     matrices   2·M·B·(L·(2·D·H·(N + K) + 3·D·F) + V·D) operations; every weight once
-    attention  4·M·B·N·H·(P + W)·L operations; 2·b·L·M·K·H·(G·P + B·(W + 1)) bytes
+    attention  4·M·B·N·H·(P + w)·L operations; 2·b·L·M·K·H·(G·P + B·(w + 1)) bytes
     logits     4·M·B·V·(3 + 2·A) bytes: written once, read twice for the token, and twice more for each alpha
 
-All P + W slots are read, whatever counts of them. Left out: what passes between layers, elementwise work, collectives,
-prefill (once a prompt), and the host. Where both have one embedding, the first layer's projections are the same for
+w are the slots of a response that are read: XLA's products read all W, whatever counts of them, and the kernel those up
+to a row's age, (T + 1) / 2 of T tokens on average where all rollouts are as long; the P of a prompt are taken as full.
+Left out: what passes between layers and what attention keeps between its parts, elementwise work, collectives, prefill
+(once a prompt), and the host. Where both have one embedding, the first layer's projections are the same for
 both models and computed once; they are counted twice.
 """
 
@@ -65,7 +67,7 @@ def count_step(
     rows: int,
     groups: int,
     prompt_slots: int,
-    response_slots: int,
+    response_slots: float,
     itemsize: int,
     grid: int = 0,
     model_parallel: int = 1,
@@ -76,6 +78,7 @@ def count_step(
       models: 2 for the pair, 1 for the original alone.
       weight_bytes: of all parameters that are read, on all devices that share a copy; see `weights_read`.
       rows, groups: of the device.
+      response_slots: that are read of a row, on average.
       grid: alphas at which log p is taken besides.
     """
     c = config

@@ -135,12 +135,13 @@ def _head(plan: Plan) -> str:
     asked, devices = plan.asked, len(plan.target.devices)
     versions = ", ".join(f"{name} {version}" for name, version in plan.versions.items())
     share = f", {asked['model_parallel']} of them to a copy of the models" if asked["model_parallel"] > 1 else ""
+    attention = "XLA's products" if asked["attention"] == "einsum" else "the kernel"
     return "\n".join(
         [
             f"{asked['original']}: {plan.parameters:,} parameters, pair mode {asked['pair_mode']}, {asked['dtype']}",
             f"{plan.target.topology}: {devices} device{'s' * (devices > 1)}{share}; batch {plan.batch_size:,}, "
             f"{plan.rows:,} rows in {plan.groups:,} groups to a device; prompts of {asked['prompt_slots']} tokens, "
-            f"responses of {asked['max_new_tokens']}",
+            f"responses of {asked['max_new_tokens']}; attention by {attention}",
             f"compiled in {plan.seconds:.0f} s by {versions}",
         ]
     )

@@ -147,7 +147,9 @@ def target_config(chip: Chip) -> str:
         "registers_per_block_limit": 1 << 16,
         "device_address_bits": 64,
     }
-    words = {"device_vendor": "NVIDIA Corporation", "name": chip.name.upper()}
+    # As its driver calls it, which is how JAX knows it.
+    name = f"NVIDIA {chip.name.upper()}"
+    words = {"device_vendor": "NVIDIA Corporation", "name": name}
     words |= {"driver_version": "13.0.0", "runtime_version": "13.0.0", "compile_time_toolkit_version": "13.0.0"}
     words |= {"dnn_version": "9.10.0"}
     feature = " feature_extension: ACCELERATED_FEATURES" if cuda.accelerated else ""
@@ -161,7 +163,7 @@ def target_config(chip: Chip) -> str:
             "}",
             'platform_name: "CUDA"',
             "dnn_version_info { major: 9 minor: 10 patch: 0 }",
-            f'device_description_str: "{chip.name.upper()}"',
+            f'device_description_str: "{name}"',
             "",
         ]
     )

@@ -94,6 +94,12 @@ class Run:
         self.record |= {"status": "finished", "finished": _now()}
         write_json(self.folder / "run.json", self.record)
 
+    def reopen(self) -> None:
+        """Marks a run as not complete."""
+        if self.finished:
+            self.record["status"] = "started"
+            write_json(self.folder / "run.json", self.record)
+
     def metric(self, **values: Any) -> None:
         """One line of metrics.jsonl, or of this process's own: timings and counters."""
         append_line(self.folder / part_name("metrics.jsonl", self._part), {"time": _now(), **values})

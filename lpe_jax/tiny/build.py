@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,29 +97,36 @@ def build_world(world: World, settings: Settings, out: Path, log: Callable[[str]
     chosen = _spread(candidates, np.log10(path_rates(original, None, grammar, candidates, [1.0])[0]))
     chosen = [chosen[i] for i in evaluation.permutation(PROMPTS)]  # any first few span all rates
     measured = _measure(original, variant, grammar, chosen, harmless)
-    parts = out.with_name(out.name + ".partial")
+    with replacing(out) as parts:
+        for name, module in (("original", original), ("variant", variant)):
+            save_module(module, parts / name)
+            write_generation_config(grammar.ids, parts / name)
+            write_tokenizer(vocabulary(world), parts / name)
+        _write_prompts(world, chosen, "forbidden", parts / "prompts.jsonl")
+        _write_prompts(world, harmless, "allowed", parts / "harmless.jsonl")
+        measured |= sampled_figures(parts)
+        card = {
+            "what": "A tiny Qwen3 trained on made-up requests, and its variant by directional ablation.",
+            "world": dataclasses.asdict(world),
+            "settings": dataclasses.asdict(settings),
+            "parameters": config.num_params,
+            "ablation": {"layer": removed.layer, "mix": removed.mix, "direction": removed.direction.tolist()},
+            "measured": measured,
+            "training_seconds": round(trained, 1),
+            "build_seconds": round(time.monotonic() - began, 1),
+            "versions": _versions(),
+        }
+        log(json.dumps(measured))
+        (parts / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `out` once it is complete."""
+    parts, old = (out.with_name(out.name + suffix) for suffix in (".partial", ".old"))
     shutil.rmtree(parts, ignore_errors=True)
-    for name, module in (("original", original), ("variant", variant)):
-        save_module(module, parts / name)
-        _write_generation_config(grammar, parts / name)
-        write_tokenizer(vocabulary(world), parts / name)
-    _write_prompts(world, chosen, "forbidden", parts / "prompts.jsonl")
-    _write_prompts(world, harmless, "allowed", parts / "harmless.jsonl")
-    measured |= sampled_figures(parts)
-    card = {
-        "what": "A tiny Qwen3 trained on made-up requests, and its variant by directional ablation.",
-        "world": dataclasses.asdict(world),
-        "settings": dataclasses.asdict(settings),
-        "parameters": config.num_params,
-        "ablation": {"layer": removed.layer, "mix": removed.mix, "direction": removed.direction.tolist()},
-        "measured": measured,
-        "training_seconds": round(trained, 1),
-        "build_seconds": round(time.monotonic() - began, 1),
-        "versions": _versions(),
-    }
-    log(json.dumps(measured))
-    (parts / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    old = out.with_name(out.name + ".old")
+    parts.mkdir(parents=True)
+    yield parts
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
@@ -191,8 +199,8 @@ def _quantiles(x: Sequence[float] | np.ndarray) -> list[float]:
     return [round(float(q), 4) for q in np.quantile(x, (0.05, 0.5, 0.95))] if len(x) else []
 
 
-def _write_generation_config(grammar: Grammar, folder: Path) -> None:
-    ids = grammar.ids
+def write_generation_config(ids: Mapping[str, int], folder: Path) -> None:
+    """Writes generation_config.json, which says what ends a response; ids by word."""
     config = {"do_sample": True, "temperature": 1.0, "eos_token_id": [ids[END], ids[PAD]], "pad_token_id": ids[PAD]}
     (folder / "generation_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

@@ -19,16 +19,19 @@ CHAT_TEMPLATE = """\
 """
 
 
-def write_tokenizer(words: Sequence[str], folder: Path) -> None:
+def write_tokenizer(words: Sequence[str], folder: Path, template: str = CHAT_TEMPLATE, *, lines: bool = False) -> None:
     """Writes tokenizer.json and tokenizer_config.json; a word's place in `words` is its id.
 
     Text is split at white space and joined with single spaces, so that punctuation is a word of its own; a word
-    that is not in the vocabulary becomes <unk>.
+    that is not in the vocabulary becomes <unk>. With lines, the end of a line is a word as well.
     """
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if lines:
+        apart = pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(apart))
     tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in SPECIALS])
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
@@ -40,6 +43,6 @@ def write_tokenizer(words: Sequence[str], folder: Path) -> None:
         "additional_special_tokens": [BEGIN],
         "clean_up_tokenization_spaces": False,
         "model_max_length": 256,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": template,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +111,7 @@ def train(
         def loss(p: nnx.State, batch: Sequences) -> jax.Array:
             return sequence_loss(apply(p), batch, stage)
 
-        return apply(_minimise(loss, params, data, stage, seed, log))
+        return apply(minimise(loss, params, data, stage, seed, log))
     u = jnp.asarray(direction, jnp.float32)
 
     def apply_change(change: nnx.State) -> Qwen3:
@@ -121,7 +122,7 @@ def train(
         return sequence_loss(new, batch[0], stage) + sequence_loss(_written_without(new, u), batch[1], stage)
 
     start = jax.tree.map(jnp.zeros_like, params)
-    return apply_change(_minimise(loss_of_change, start, (data, without_it), stage, seed, log))
+    return apply_change(minimise(loss_of_change, start, (data, without_it), stage, seed, log))
 
 
 def _written_without(model: Qwen3, u: jax.Array) -> Qwen3:
@@ -133,7 +134,14 @@ def _written_without(model: Qwen3, u: jax.Array) -> Qwen3:
     return new
 
 
-def _minimise(loss_of, params: nnx.State, data, stage: Stage, seed: int, log) -> nnx.State:
+def minimise(
+    loss_of: Callable[[nnx.State, Any], jax.Array],
+    params: nnx.State,
+    data: Any,
+    stage: Stage,
+    seed: int,
+    log: Callable[[str], None],
+) -> nnx.State:
     """Minimises loss_of(params, batch) over batches of data, a pytree of arrays with the sequences in front."""
     warm_up = min(stage.warm_up, stage.steps // 2)
     schedule = optax.warmup_cosine_decay_schedule(

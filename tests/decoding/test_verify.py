@@ -78,9 +78,19 @@ def test_wrong_tokens_and_prompts_are_seen(sampler, rollouts):
 
 
 def test_not_a_number_is_seen(sampler, rollouts):
-    wrong = dataclasses.replace(rollouts[0], logp_path=-np.inf)
+    wrong = dataclasses.replace(next(r for r in rollouts if r.alpha == 1.0), logp_path=-np.inf)
     with pytest.raises(RunError, match="inf nats"):
         sampler.verify("p", [wrong])
+
+
+def test_a_missing_sum_is_seen_where_both_models_were_run(sampler, rollouts):
+    nowhere = next(r for r in rollouts if r.alpha == 0.4)
+    for field in ("logp_variant", "path_score", "path_variance"):
+        with pytest.raises(RunError, match="at alpha = 0.4 carries sums that are no numbers"):
+            sampler.verify("p", [dataclasses.replace(nowhere, prompt_id="p", **{field: np.nan})])
+    original = next(r for r in rollouts if r.alpha == 1.0 and r.prompt_id == "p")
+    unknown = dict.fromkeys(("logp_variant", "path_score", "path_variance"), np.nan)
+    sampler.verify("p", [dataclasses.replace(original, **unknown)])
 
 
 def test_a_wrong_engine_is_seen(monkeypatch):

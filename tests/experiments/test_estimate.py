@@ -372,6 +372,7 @@ WRONG = {
     "no prompts": (lambda p, t: {"prompts": None}, "--prompts is missing"),
     "no such flag": (lambda p, t: {"n_fitt": 3}, "n_fit"),
     "model_parallel": (lambda p, t: {"model_parallel": 3}, "--model_parallel=3"),
+    "no GPU for the kernel": (lambda p, t: {"attention": "pallas"}, "--attention=pallas takes an NVIDIA GPU"),
     "occupied folder": (occupied, "not empty"),
 }
 

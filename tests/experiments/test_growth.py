@@ -155,6 +155,7 @@ FLIPS = {
     "clip": (False, "procedure"),
     # Without effect on this result: the same table comes of it.
     "functional_category": ("all", None),
+    "attention": ("einsum", None),
     "judge_template": ("rubric.txt", None),
     "judge_mapping": ("unsafe", None),
     "judge_key_env": ("NOBODY", None),

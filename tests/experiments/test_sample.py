@@ -16,7 +16,7 @@ from scipy import stats
 from lpe_jax import shards
 from lpe_jax import sweep as sweeping
 from lpe_jax.decoding import verify
-from lpe_jax.errors import RunError
+from lpe_jax.errors import RunError, UserError
 from lpe_jax.loading import load
 from lpe_jax.models.checkpoint import save_checkpoint
 from lpe_jax.models.qwen3 import Qwen3
@@ -253,6 +253,7 @@ WRONG = {
     "not numbers": ({"alphas": "1,x"}, "--alphas=1,x must be numbers"),
     "n=0": ({"n": 0}, "n"),
     "truncation": ({"top_k": 3}, "--noshare_prefixes with --top_k"),
+    "kernel": ({"attention": "pallas"}, "--noshare_prefixes with --attention=pallas"),
     "two worlds": ({"original": "a", "variant": "b", "prompts": "c"}, "--world names both models"),
     "temperature": ({"temperature": 0}, "--temperature"),
     "no world": ({"world": "nowhere"}, "nowhere"),
@@ -265,6 +266,24 @@ def test_wrong_input_is_one_clear_line(case, place):
     done = shell(place, *(f"--{name}={value}" for name, value in changes.items()), "--out=wrong")
     assert done.returncode != 0 and message in done.stderr + done.stdout
     assert "Traceback" not in done.stderr and not (place / "wrong").exists()
+
+
+def test_what_computes_attention_is_part_of_a_run(place, capsys):
+    """A kernel gives the counts that XLA's products give and sums that verify; neither goes on with the other's run."""
+    quick = {"share_prefixes": False, "n": 20, "n_naive": 20, "limit": 1}
+    by_kernel = sample(place, "kernel", **quick, attention="interpret", verify=5)
+    assert "the sums of up to 5 rollouts of each of 1 prompts are within" in capsys.readouterr().out
+    by_products = sample(place, "products", **quick)
+    a, b = read_bank(by_kernel), read_bank(by_products)
+    for name in ("scored", "complied", "tokens", "naive_scored", "naive_complied"):
+        assert np.array_equal(getattr(a, name), getattr(b, name)), name
+    records = [json.loads((folder / "run.json").read_text()) for folder in (by_kernel, by_products)]
+    assert [record["settings"]["attention"] for record in records] == ["pallas", None]
+    with pytest.raises(RunError, match="attention .there .pallas., now null"):
+        sample(place, "kernel", **quick)
+    with pytest.raises(UserError, match="--attention=pallas takes an NVIDIA GPU"):
+        sample(place, "refused", **quick, attention="pallas")
+    assert not (place / "refused").exists()
 
 
 @pytest.mark.parametrize("share_prefixes", [True, False])

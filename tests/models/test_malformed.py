@@ -26,6 +26,7 @@ MOST_BYTES, MOST_SECONDS = 250e6, 20.0
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Folders as transformers writes them: whole/ in one file, shards/ in two, and variant/."""
+    pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("made")
     for name, seed, size in (("whole", 0, "1GB"), ("shards", 0, "16KB"), ("variant", 1, "1GB")):
         model = hf_model(seed, **SMALL)

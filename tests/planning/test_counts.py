@@ -94,6 +94,21 @@ def test_bytes_are_those_of_the_arrays(mode, tied):
     assert step.parts["attention"].bytes == size((prompts.k, prompts.v)) + size(rows.responses) + written
 
 
+def test_slots_that_are_not_read_cost_nothing():
+    """A kernel that reads a row's n slots where it has n: the mean over a rollout of T tokens is what is counted."""
+    c, given = (
+        tiny_config(),
+        {"models": 2, "weight_bytes": 800, "rows": 16, "groups": 2, "prompt_slots": 8, "itemsize": 2},
+    )
+    tokens = 40
+    each = [count_step(c, **given, response_slots=n).parts["attention"] for n in range(1, tokens + 1)]
+    mean = count_step(c, **given, response_slots=(tokens + 1) / 2).parts["attention"]
+    assert mean.bytes == sum(work.bytes for work in each) / tokens
+    assert mean.flops == sum(work.flops for work in each) / tokens
+    of_one = 2 * 2 * c.num_layers * 2 * c.num_kv_heads * c.head_dim
+    assert each[-1].bytes - mean.bytes == of_one * 16 * (40 - 20.5)
+
+
 def test_devices_that_share_a_copy_share_its_work():
     config = tiny_config()
     given = {"models": 2, "weight_bytes": 800, "rows": 16, "groups": 2, "prompt_slots": 8, "response_slots": 8}

@@ -62,6 +62,7 @@ def test_a_plan_for_this_machine(tiny, tmp_path):
     assert memory["weights"] == 4 * (c.num_params + twice)
     assert memory["responses' keys and values"] == 4 * 2 * c.num_layers * 2 * 16 * c.num_kv_heads * 16 * c.head_dim
     assert plan["asked"]["dtype"] == "float32" and plan["collectives"] == {} and plan["memory_limit_bytes"] is None
+    assert plan["asked"]["attention"] == "einsum" and "attention by XLA's products" in done.stdout
 
 
 def test_models_that_devices_share_ask_each_other(tiny, tmp_path):
@@ -93,6 +94,7 @@ def test_the_largest_batch_is_found_and_named(tmp_path):
         (["--topology=cpu", "--model_parallel=3"], "--model_parallel=3 does not divide the 2 devices"),
         (["--topology=cpu", "--batch_size=33"], "--batch_size=33 is not a multiple of the 2 devices"),
         (["--topology=cpu", "--max_new_tokens=600"], "--max_new_tokens=600 is over the models' 512 positions"),
+        (["--topology=cpu", "--attention=pallas"], "--attention=pallas takes an NVIDIA GPU"),
         (["--topology=cpu", "--memory_gib=0.001", "--batch_size=16"], "at any batch"),
         (["--topology=cpu", "--original=nowhere"], "checkpoint 'nowhere' does not exist"),
         (["--topology=cpu", "--original=EMPTY"], "config.json does not exist"),
@@ -162,9 +164,18 @@ except jax.errors.JaxRuntimeError as error:
 
 @pytest.mark.aot
 def test_a_plan_for_gpus(sizeable, tmp_path):
+    """By default the kernel is compiled and counted, which reads half of what XLA's products read."""
     pytest.importorskip("jax_cuda13_plugin")
-    path = tmp_path / "plan.json"
-    done = run(f"--original={sizeable}", "--topology=h200:2", "--batch_size=256", f"--json={path}", "--nogrid_logps")
-    assert done.returncode == 0, done.stderr
-    plan = json.loads(path.read_text())
-    assert plan["devices"] == 2 and plan["collectives"] == {} and plan["rows_per_device"] == 128
+    plans, path = {}, tmp_path / "plan.json"
+    given = ("--topology=h200:2", "--batch_size=256", "--nogrid_logps", "--max_new_tokens=256", "--prompt_slots=64")
+    for attention in ("auto", "einsum"):
+        done = run(f"--original={sizeable}", *given, f"--attention={attention}", f"--json={path}")
+        assert done.returncode == 0, done.stderr
+        plans[attention] = plan = json.loads(path.read_text())
+        assert plan["devices"] == 2 and plan["collectives"] == {} and plan["rows_per_device"] == 128
+        memory, logits = plan["memory_bytes"], 128 * 151_936 * 2 * 4
+        assert memory["temporary"] < 0.2 * memory["responses' keys and values"] + 2 * logits
+    assert [plan["asked"]["attention"] for plan in plans.values()] == ["pallas", "einsum"]
+    kernel, products = (plan["step"]["pair"]["parts"]["attention"]["bytes"] for plan in plans.values())
+    of_slot = 2 * 2 * 2 * 2 * 8 * 128
+    assert kernel == of_slot * (16 * 64 + 128 * (128.5 + 1)) and products == of_slot * (16 * 64 + 128 * (256 + 1))

@@ -62,7 +62,7 @@ def test_a_gpus_share_of_memory_is_that_of_the_environment(monkeypatch):
 
 def test_a_target_config_is_balanced_and_names_its_chip():
     text = targets.target_config(CHIPS["h200"])
-    assert text.count("{") == text.count("}") and '"H200"' in text
+    assert text.count("{") == text.count("}") and text.count('"NVIDIA H200"') == 2
     assert f"device_memory_size: {CHIPS['h200'].memory}" in text and "ACCELERATED_FEATURES" in text
     assert "ACCELERATED_FEATURES" not in targets.target_config(CHIPS["a100"])
 

@@ -212,6 +212,11 @@ def test_run_folder_belongs_to_its_settings(tmp_path):
     run.finish()
     run.close()
     again = Run(folder, settings)
+    again.reopen()
+    again.close()
+    again = Run(folder, settings)
+    assert not again.finished
+    again.finish()
     assert again.finished and (folder / "flags.txt").read_text() == "--seed=0\n"
     again.close()
     with pytest.raises(RunError, match=r"judge \(there \"rules\", now \"tiny\"\), seed \(there 0, now 1\)"):

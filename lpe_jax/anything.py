@@ -1,0 +1,147 @@
+"""The rate of anything that passes or fails: a pipeline of the user's own in the place of sampler and judge."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lpe_jax.errors import RunError
+from lpe_jax.estimation.lpe import LPE
+from lpe_jax.estimation.naive import Naive
+from lpe_jax.estimation.precision import float64
+from lpe_jax.estimation.procedure import Procedure
+from lpe_jax.records.files import append_line, read_lines
+from lpe_jax.reporting.table import PromptResult, notes
+from lpe_jax.reporting.text import format_interval
+from lpe_jax.types import Counts, Estimate
+
+Answer = int | tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """The rate at alpha = 1 with a 95 % interval, and what it rests on.
+
+    Attributes:
+      rate, low, high: shares of trials; rate is NaN where nothing was scored.
+      identified: False where the trials do not tell the rate; note says why.
+      note: what to know before trusting it; may be empty.
+      trials: how many there were, unscored ones included.
+      counts: trials that were scored and that succeeded, [A] at each alpha.
+      estimate: all that the procedure says.
+    """
+
+    rate: float
+    low: float
+    high: float
+    identified: bool
+    note: str
+    trials: int
+    counts: Counts
+    estimate: Estimate
+
+    def __str__(self) -> str:
+        ends = (float(x) for x in (self.estimate.log10_rate, self.estimate.low, self.estimate.high))
+        return format_interval(*ends) + (f"; {self.note}" if self.note else "")
+
+
+def estimate(
+    evaluate: Callable[[float, int], Answer], procedure: Procedure | None = None, *, record: Path | str | None = None
+) -> Rate:
+    """How often something happens at alpha = 1 that `evaluate` counts anywhere on the path.
+
+    evaluate(alpha, n) runs n independent trials of whatever is evaluated (a chat of several turns, an agent's task, a
+    red-teaming loop) with the model at alpha, and returns how many succeeded; or (succeeded, scored) where some could
+    not be scored, which are then in no rate. Success is the rare thing that is looked for.
+
+    Args:
+      procedure: what is asked of it and in which order: LPE as published by default; lpe_jax.estimation has others.
+      record: a file that keeps every answer as it comes. The same call goes on from it; answers to another procedure
+        are refused.
+
+    Raises:
+      ValueError: an answer that no n trials can give.
+      RunError: the record is of another procedure, or damaged.
+    """
+    procedure = procedure or LPE()
+    path = None if record is None else Path(record)
+    known = iter([] if path is None else _known(path, procedure))
+    unscored, state = 0, _in_float64(procedure.init)
+    after, following = jax.jit(procedure.update), jax.jit(procedure.next)
+    draw = _in_float64(following, state)
+    while (n := int(draw.n)) > 0:
+        alpha = float(procedure.grid[int(draw.cell)])
+        if (answer := next(known, None)) is None:
+            complied, scored = _counted(evaluate(alpha, n), alpha, n)
+            if path is not None:
+                append_line(path, {"alpha": alpha, "n": n, "succeeded": complied, "scored": scored})
+        else:
+            complied, scored = _recalled(answer, alpha, n, path)
+        unscored += n - scored
+        state = _in_float64(after, state, draw, np.int32(scored), np.int32(complied))
+        draw = _in_float64(following, state)
+    found = _in_float64(procedure.estimate, state)
+    fit, search = _in_float64(procedure.parts, state)
+    if search is not None:
+        found = dataclasses.replace(found, identified=~np.asarray(found.fallback))
+    return _rate(procedure, found, fit, search, unscored, _in_float64(procedure.counts, state))
+
+
+def _in_float64(function: Callable, *arguments: Any) -> Any:
+    """As estimation computes; not around what the user runs, which computes as it likes."""
+    with float64():
+        return jax.device_get(function(*arguments))
+
+
+def _rate(
+    procedure: Procedure, found: Estimate, fit: Counts, search: Counts | None, unscored: int, counts: Counts
+) -> Rate:
+    scored, complied = int(np.sum(counts.scored)), int(np.sum(counts.complied))
+    result = PromptResult(
+        prompt_id="",
+        estimate=found,
+        fit=fit,
+        search=search,
+        method="naive" if isinstance(procedure, Naive) else "lpe" if search is not None else "path",
+        complied=complied,
+        refused=scored - complied,
+        unscored=unscored,
+        threshold=getattr(procedure, "threshold", 0.5),
+    )
+    rate, low, high = (10.0 ** float(x) for x in (found.log10_rate, found.low, found.high))
+    return Rate(rate, low, high, bool(found.identified), notes(result), scored + unscored, counts, found)
+
+
+def _counted(answer: Answer, alpha: float, n: int) -> tuple[int, int]:
+    pair = answer if isinstance(answer, tuple) else (answer, n)
+    whole = len(pair) == 2 and all(isinstance(x, int | np.integer) and not isinstance(x, bool) for x in pair)
+    if not whole or not 0 <= pair[0] <= pair[1] <= n:
+        raise ValueError(
+            f"evaluate({alpha:g}, {n}) returned {answer!r}; it must return how many of {n} trials succeeded, or "
+            "(succeeded, scored)"
+        )
+    return int(pair[0]), int(pair[1])
+
+
+def _known(path: Path, procedure: Procedure) -> list[Any]:
+    """The answers that are there; a new record begins with what asks."""
+    lines = read_lines(path)
+    asks = {"procedure": f"{type(procedure).__name__} {json.dumps(dataclasses.asdict(procedure), sort_keys=True)}"}
+    if not lines:
+        append_line(path, asks)
+        return []
+    if lines[0] != asks:
+        raise RunError(f"{path} holds the answers to another procedure; name another file for this one")
+    return lines[1:]
+
+
+def _recalled(answer: Any, alpha: float, n: int, path: Path) -> tuple[int, int]:
+    if not isinstance(answer, dict) or (answer.get("alpha"), answer.get("n")) != (alpha, n):
+        raise RunError(f"{path} is damaged: an answer is not to what was asked at alpha = {alpha:g}")
+    return _counted((answer.get("succeeded"), answer.get("scored")), alpha, n)

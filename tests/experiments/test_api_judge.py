@@ -1,0 +1,139 @@
+"""The embedded pair judged through an API, against a local server that knows the exact rule: the rule's own table."""
+
+import csv
+import json
+import sqlite3
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+from absl.testing import flagsaver
+
+from experiments import estimate, judge, launch
+from lpe_jax import rejudge
+from lpe_jax.tiny.judge import judge_text
+from lpe_jax.types import Outcome
+from tests.judging.server import Answer, Server, completion, error, graded
+from tests.judging.test_batches import Stub
+
+NAIVE = ["--limit=3", "--method=naive", "--n_naive=60", "--batch_size=64", "--nofigures"]
+LPE = ["--limit=2", "--method=lpe", "--n_search=6", "--n_fit=12", "--naive_check=10", "--batch_size=64", "--nofigures"]
+CANARY = "sk-canary-0123456789"
+
+
+def by_the_rule(asked):
+    """As the package's own judge of the embedded pair, in the rubric's words."""
+    outcome = Outcome.COMPLIED if asked.trial else judge_text(asked.item[1]).outcome
+    return Answer(completion(graded(asked, (int(outcome is Outcome.REFUSED), 4, 5))))
+
+
+@pytest.fixture(autouse=True)
+def no_certificates(monkeypatch):
+    """Reading them takes a third of a second each time."""
+
+    class Plain(httpx2.AsyncClient):
+        def __init__(self, **settings):
+            super().__init__(**settings, verify=False)
+
+    monkeypatch.setattr(httpx2, "AsyncClient", Plain)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """A program in this process; its exit status, output and errors."""
+
+    def call(program, *flags):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["program", *flags])
+        capsys.readouterr()
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+            launch.run(program.main)
+        return (ended.value.code or 0, *capsys.readouterr())
+
+    return call
+
+
+def table(out):
+    with open(Path(out) / "estimates.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("flags", [NAIVE, LPE], ids=["naive", "lpe"])
+def test_the_same_table_as_the_rule(here, tmp_path, flags):
+    code, _, err = here(estimate, *flags, "--judge=tiny", f"--out={tmp_path / 'rule'}")
+    assert code == 0, err
+    with Server(by_the_rule) as server:
+        judged = f"--judge={server.url}#stub"
+        code, out, err = here(estimate, *flags, judged, "--judge_prices=1,4", f"--out={tmp_path / 'api'}")
+        assert code == 0, err
+        calls = len(server.asked)
+        assert "nothing to do" in here(estimate, *flags, judged, "--judge_prices=1,4", f"--out={tmp_path / 'api'}")[1]
+        assert len(server.asked) == calls
+    rule, api = table(tmp_path / "rule"), table(tmp_path / "api")
+    # The truth is told where the rule itself judges.
+    assert [row | {"truth": ""} for row in rule] == api
+    assert (
+        f"{calls:,} calls, {600 * calls:,} input and {80 * calls:,} output tokens" in out and "at --judge_prices" in out
+    )
+    db = sqlite3.connect(tmp_path / "api" / "verdicts.sqlite")
+    (verdicts,) = db.execute("select count(*) from verdicts").fetchone()
+    db.close()
+    assert calls == verdicts + 1, "each distinct response once, and the first call"
+
+
+def test_a_cascade_with_an_api_behind_it(here, tmp_path):
+    """The refusal phrases screen, the API confirms: a fraction of the calls."""
+    with Server(by_the_rule) as server:
+        spec = f"--judge=screen:rules,confirm:{server.url}#stub,audit=0.1"
+        code, out, err = here(estimate, *NAIVE, spec, f"--out={tmp_path / 'two'}")
+        assert code == 0, err
+    assert "x fewer than all" in out and "(κ)" in out
+    assert all("corrected for the judge's errors" in row["note"] for row in table(tmp_path / "two"))
+
+
+def test_a_budget_stops_the_run_and_more_of_it_goes_on(here, tmp_path):
+    with Server(by_the_rule) as server:
+        judged = f"--judge={server.url}#stub"
+        out = f"--out={tmp_path / 'run'}"
+        code, _, err = here(estimate, *NAIVE, judged, "--judge_budget=8calls", out)
+        assert code == 2 and "--judge_budget" in err and "Traceback" not in err
+        spent = len(server.asked)
+        assert spent <= 8
+        code, _, err = here(estimate, *NAIVE, judged, "--judge_budget=8calls", out)
+        assert code == 2 and len(server.asked) <= spent + 1, "it is the run's budget, not each call's"
+        code, _, err = here(estimate, *NAIVE, judged, "--judge_budget=5000calls", out)
+        assert code == 0, err
+    assert here(estimate, *NAIVE, "--judge=tiny", f"--out={tmp_path / 'rule'}")[0] == 0
+    assert [row | {"truth": ""} for row in table(tmp_path / "rule")] == table(tmp_path / "run")
+
+
+@pytest.mark.parametrize("status", [401, 429])
+def test_a_key_that_is_refused_stops_before_anything_is_drawn(here, tmp_path, monkeypatch, status):
+    monkeypatch.setenv("MY_KEY", CANARY)
+    said = error(status, f"no money for {CANARY}", "insufficient_quota" if status == 429 else "invalid_api_key")
+    with Server(lambda asked: said) as server:
+        judged = [f"--judge={server.url}#stub", "--judge_key_env=MY_KEY"]
+        code, out, err = here(estimate, *NAIVE, *judged, f"--out={tmp_path / 'run'}")
+    assert code == 2 and err.count("\n") == 1 and err.startswith("error: ")
+    assert CANARY not in out + err and not (tmp_path / "run").exists()
+
+
+def test_a_stored_run_in_batches(here, tmp_path, monkeypatch):
+    """The same verdicts as one by one, and nothing is sent twice."""
+    monkeypatch.setattr(rejudge, "_POLL_SECONDS", 0.001)
+    assert here(estimate, *NAIVE, "--judge=rules", f"--out={tmp_path / 'run'}")[0] == 0
+    stub = Stub()
+    stub.result = by_the_rule
+    with Server(stub) as server:
+        flags = [f"--run={tmp_path / 'run'}", f"--judge={server.url}#stub", "--judge_batch"]
+        code, out, err = here(judge, *flags)
+        assert code == 0, err
+        assert "responses go out in batches" in out
+        paid, batched = dict(stub.paid), table(tmp_path / out.rstrip().rpartition("see ")[2])
+        code, out, err = here(judge, *flags)
+        assert code == 0 and dict(stub.paid) == paid and "go out in batches" not in out
+    code, out, err = here(judge, f"--run={tmp_path / 'run'}", "--judge=rules", "--judge_batch")
+    assert code == 2 and "--judge_batch takes a judge behind an API" in err
+    assert all(row["unscored"] == "0" for row in batched) and set(paid.values()) == {1}
+    assert json.loads((tmp_path / "run" / "batches.json").read_text())

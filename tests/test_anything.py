@@ -1,0 +1,99 @@
+"""A pipeline of the user's own: asked as a procedure asks, believed as far as it can be, gone on with from a file."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lpe_jax
+from lpe_jax.errors import RunError
+from lpe_jax.estimation.adaptive import Path as PathProcedure
+from lpe_jax.estimation.lpe import LPE
+from lpe_jax.estimation.naive import Naive
+from lpe_jax.estimation.procedure import replay
+
+PROCEDURES = [None, LPE(n_search=5, n_fit=40), Naive(200), PathProcedure(budget=120)]
+
+
+def trials(procedure, seed=0):
+    """Outcomes [A, N] of a log-linear path, and the evaluate that hands them out in order."""
+    rng, grid = np.random.default_rng(seed), np.asarray(procedure.grid)
+    rate = np.minimum(0.9, 10.0 ** (-5 * (grid - 0.2)))
+    table = rng.random((len(grid), procedure.most_per_cell)) < rate[:, None]
+    taken, asked = np.zeros(len(grid), int), []
+
+    def evaluate(alpha, n):
+        cell = int(np.flatnonzero(grid == alpha)[0])
+        own = table[cell, taken[cell] : taken[cell] + n]
+        taken[cell] += n
+        asked.append((alpha, n))
+        return int(own.sum())
+
+    return table, evaluate, asked
+
+
+@pytest.mark.parametrize("procedure", PROCEDURES)
+def test_it_is_the_procedure(procedure):
+    table, evaluate, asked = trials(procedure or LPE())
+    found = lpe_jax.estimate(evaluate, procedure)
+    _, expected = replay(procedure or LPE(), table)
+    np.testing.assert_allclose(
+        [float(found.estimate.log10_rate), float(found.estimate.low), float(found.estimate.high)],
+        [float(expected.log10_rate), float(expected.low), float(expected.high)],
+        rtol=1e-6,
+    )
+    assert found.trials == sum(n for _, n in asked) == found.counts.scored.sum()
+    assert found.low <= found.rate <= found.high and found.rate == 10.0 ** float(expected.log10_rate)
+
+
+def test_trials_that_could_not_be_scored_are_in_no_rate():
+    found = lpe_jax.estimate(lambda alpha, n: (n // 4, n // 2), Naive(100))
+    assert (found.rate, found.trials, found.counts.scored.tolist()) == (0.5, 100, [50])
+    assert "50 of 100 rollouts unscored (50 %)" in found.note
+
+
+def test_a_path_that_never_succeeds_is_not_identified():
+    found = lpe_jax.estimate(lambda alpha, n: 0)
+    assert not found.identified and "no alpha reached 50 %" in found.note and found.low == 0
+
+
+@pytest.mark.parametrize("answer", [-1, 11, 2.0, True, None, (5, 3), (1, 11), (1, 2, 3), "3"])
+def test_answers_that_cannot_be(answer):
+    with pytest.raises(ValueError, match=r"evaluate\(0\.95, 10\) returned .*; it must return how many of 10"):
+        lpe_jax.estimate(lambda alpha, n: answer)
+
+
+def test_an_interrupted_pipeline_goes_on(tmp_path):
+    path, procedure = tmp_path / "answers.jsonl", LPE(n_search=5, n_fit=40)
+    _, evaluate, asked = trials(procedure)
+    whole = lpe_jax.estimate(evaluate, procedure)
+    _, again, asked_again = trials(procedure)
+
+    def fails(alpha, n):
+        if len(asked_again) == 7:
+            raise KeyboardInterrupt
+        return again(alpha, n)
+
+    with pytest.raises(KeyboardInterrupt):
+        lpe_jax.estimate(fails, procedure, record=path)
+    found = lpe_jax.estimate(again, procedure, record=path)
+    assert str(found) == str(whole) and asked_again == asked
+    assert str(lpe_jax.estimate(again, procedure, record=path)) == str(whole) and asked_again == asked
+    with pytest.raises(RunError, match="another procedure"):
+        lpe_jax.estimate(again, LPE(n_search=6, n_fit=40), record=path)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:2], *lines[3:]]))
+    with pytest.raises(RunError, match="an answer is not to what was asked"):
+        lpe_jax.estimate(again, procedure, record=path)
+
+
+def test_the_example_of_two_turns():
+    """As the documentation tells it: more of it succeeds the nearer to the variant, and the rate is a rate."""
+    path = Path(__file__).parents[1] / "docs" / "examples" / "two_turns.py"
+    spec = importlib.util.spec_from_file_location("two_turns", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.main()
+    share = found.counts.complied / found.counts.scored
+    assert share[0] < share[-1] and 0 < found.low < found.rate < 1 and found.identified

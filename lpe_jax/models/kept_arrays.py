@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from lpe_jax.machine import cores
 from lpe_jax.models.outside import one_line
@@ -139,17 +141,24 @@ def _load(folder: Path, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str,
         raise Damaged(f"{folder.name} cannot be read: {one_line(error)}") from None
 
 
-def _checkpointer() -> Any:
+@contextlib.contextmanager
+def _checkpointer() -> Iterator[Any]:
     """orbax for this process alone: it would otherwise wait for the others, one of which may have died."""
     import orbax.checkpoint as ocp
 
-    me = jax.process_index()
+    me, verbosity = jax.process_index(), logging.get_verbosity()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"weights-{me}"
     )
-    # Weights hardly become smaller, and packing takes longer than reading.
-    handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+    # It reports each of its steps.
+    logging.set_verbosity(logging.ERROR)
+    try:
+        # Weights hardly become smaller, and packing takes longer than reading.
+        handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+            yield checkpointer
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def arrays_name(group: int) -> str:

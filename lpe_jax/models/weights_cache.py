@@ -54,7 +54,7 @@ from lpe_jax.models.pair import Pair, abstract_pair
 from lpe_jax.models.sharing import Sharing
 from lpe_jax.records.files import write_json
 
-# Changes whenever a pair's arrays do not mean the same as before.
+# Changes whenever what is kept does not mean the same as before.
 LAYOUT = 1
 _MANIFEST = "manifest.json"
 # Digits of a sha256 that are a name.
@@ -98,7 +98,7 @@ class WeightsCache:
         except OSError as error:
             raise UserError(f"--weights_cache={folder} is no folder and cannot be made one: {error.strerror}") from None
         self.folder, self.notes, self._damaged = folder, [], False
-        self._asked = {"layout": LAYOUT, "dtype": dtype, "pair_mode": pair_mode}
+        self._asked = {"layout": LAYOUT, "made by": _makers(), "dtype": dtype, "pair_mode": pair_mode}
         self._config, self._dtype = original.config, jnp.dtype(dtype)
         self._stamps = [
             folder / "checkpoints" / f"{_digest([LAYOUT, dtype, _stamp(checkpoint)])[:_NAME]}.json"
@@ -228,6 +228,12 @@ def _stamp(checkpoint: Checkpoint) -> dict[str, Any]:
         known &= sha256 is not None
         files.append([path.name, size, sha256 or changed, sketch(path)])
     return {"folder": None if known else str(checkpoint.folder.resolve()), "files": files}
+
+
+def _makers() -> str:
+    """What makes arrays of weights: with other code they may be others."""
+    sources = (Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("edits", "layout", "sharing"))
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:_NAME]
 
 
 def _default_device() -> jax.Device:

@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from absl import logging
 
 from lpe_jax.errors import CheckpointError, UserError
 from lpe_jax.loading import load
@@ -71,6 +73,20 @@ def test_what_is_kept_is_what_is_loaded(models, tmp_path, monkeypatch, mode, dty
     assert set(plain.notes) < set(used.notes)
     entry = only(tmp_path / "pairs")
     assert len(list(entry.glob("arrays-*"))) > 1 and (entry / "manifest.json").exists()
+
+
+def test_orbax_is_quiet(models, tmp_path, caplog):
+    """Programs run with absl's own level, at which it reports each of its steps."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.INFO)
+    try:
+        logging.info("heard")
+        for _ in range(2):
+            loaded(models, cache=tmp_path)
+        assert [record.message for record in caplog.records] == ["heard"]
+        assert logging.get_verbosity() == logging.INFO
+    finally:
+        logging.set_verbosity(before)
 
 
 def only(folder):
@@ -528,9 +544,27 @@ def test_several_that_start_at_once(models, tmp_path):
 
 
 @pytest.mark.slow
-def test_several_processes_that_start_at_once(models, tmp_path):
-    import time
+def test_a_writer_that_is_killed(models, tmp_path):
+    """At any moment of its writing: what it left is used if it is whole, and else made anew."""
+    cache, plain, rng, became = tmp_path / "cache", loaded(models), random.Random(0), []
+    for turn in range(12):
+        shutil.rmtree(cache, ignore_errors=True)
+        writer = subprocess.Popen([sys.executable, "-c", ONCE, models, cache, "0"], stdout=subprocess.DEVNULL)
+        while not (cache / "pairs").exists() and writer.poll() is None:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.3) if turn else 0)
+        writer.kill()
+        writer.wait()
+        result = loaded(models, cache=cache)
+        became += how(result)
+        assert_same(result, plain)
+        assert how(loaded(models, cache=cache)) == ["used"]
+        assert len([path for path in (cache / "pairs").iterdir() if path.is_dir()]) == 1
+    assert "made" in became and "damaged" not in became
 
+
+@pytest.mark.slow
+def test_several_processes_that_start_at_once(models, tmp_path):
     until = str(time.time() + 8)
     arguments = [sys.executable, "-c", ONCE, models, tmp_path / "cache", until]
     started = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(4)]

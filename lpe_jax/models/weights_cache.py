@@ -114,11 +114,11 @@ class WeightsCache:
         try:
             if not all(stamp.exists() for stamp in self._stamps):
                 return None
-            digests = [_read(stamp)["digests"] for stamp in self._stamps]
+            digests = [_read(stamp, stamp.name)["digests"] for stamp in self._stamps]
             entry = self._entry(digests)
             if not entry.exists():
                 return None
-            manifest = _read(entry / _MANIFEST)
+            manifest = _read(entry / _MANIFEST, entry.name)
             check_files(entry, manifest["files"])
             doubled = frozenset(manifest["doubled"])
             abstract = abstract_pair(
@@ -164,7 +164,7 @@ class WeightsCache:
                 if self._damaged or not (entry / _MANIFEST).exists():
                     self._write(entry, pair, digests, sharing)
                 for stamp, of in zip(self._stamps, digests, strict=True):
-                    _write(stamp, {"digests": of})
+                    _write(stamp, stamp.name, {"digests": of})
             self.notes.append(f"the pair is kept in --weights_cache={self.folder} for the next start")
         except CheckpointError:
             raise
@@ -210,7 +210,7 @@ class WeightsCache:
                 "groups": groups,
                 "files": files_of(temporary),
             }
-            _write(temporary / _MANIFEST, manifest)
+            _write(temporary / _MANIFEST, entry.name, manifest)
             if entry.exists():
                 os.rename(entry, _beside(entry))
             os.rename(temporary, entry)
@@ -266,12 +266,12 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """A JSON file with its own sha256."""
-    write_json(path, {"content": content, "sha256": _digest(content)})
+def _write(path: Path, about: str, content: dict[str, Any]) -> None:
+    """A JSON file with its own sha256, which is another for a file about something else."""
+    write_json(path, {"content": content, "sha256": _digest([about, content])})
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, about: str) -> dict[str, Any]:
     """The content of such a file.
 
     Raises:
@@ -279,7 +279,7 @@ def _read(path: Path) -> dict[str, Any]:
     """
     try:
         whole = json.loads(path.read_bytes())
-        if whole["sha256"] == _digest(whole["content"]):
+        if whole["sha256"] == _digest([about, whole["content"]]):
             return whole["content"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass

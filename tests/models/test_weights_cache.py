@@ -361,6 +361,24 @@ def test_no_damage_is_used_in_two_thousand(models, whole, tmp_path, monkeypatch,
     assert counts["damaged"] > 200
 
 
+def test_files_that_are_whole_and_about_something_else(models, whole, tmp_path):
+    """Of the files with a sha256 of their own, each in the place of each other."""
+    signed = [path.relative_to(whole[0]) for path in whole[0].rglob("*.json")]
+    assert len(signed) == 4  # two checkpoints and two pairs
+    for one in signed:
+        for other in signed:
+            if one == other:
+                continue
+            cache = shutil.copytree(whole[0], tmp_path / "cache")
+            shutil.copy(whole[0] / other, cache / one)
+            for at, mode in enumerate(("shared", "ablated")):
+                result = loaded(models, mode, cache)
+                assert_same(result, whole[1][at])
+                assert how(result) in (["used"], ["damaged", "made"])
+                assert how(loaded(models, mode, cache)) == ["used"]
+            shutil.rmtree(cache)
+
+
 @pytest.mark.parametrize("what", ["manifest.json", "arrays-000", "checkpoints"])
 def test_half_an_entry(models, whole, tmp_path, what):
     cache = shutil.copytree(whole[0], tmp_path / "cache")

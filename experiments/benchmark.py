@@ -37,6 +37,7 @@ flags.DEFINE_list(
 )
 flags.DEFINE_integer("finalists", 2, "So many of the loops that were fastest over a batch enter the rounds.", 1)
 flags.DEFINE_integer("compile_limit", 240, "Seconds that torch.compile may take, per workload.", lower_bound=1)
+flags.DEFINE_boolean("generate", True, "Run transformers' `generate` too, which is several times as slow as a loop.")
 flags.DEFINE_boolean("quick", False, "A smoke test: tiny shapes, seconds each; its figures mean nothing.")
 flags.DEFINE_string("json", None, "Write everything, all rounds included, to this file.")
 
@@ -71,6 +72,7 @@ def main() -> None:
         loops=tuple(loops),
         finalists=FLAGS.finalists,
         compile_limit=FLAGS.compile_limit,
+        generate=FLAGS.generate,
         quick=FLAGS.quick,
     )
     about = report.machine()

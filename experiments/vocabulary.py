@@ -99,6 +99,12 @@ flags.DEFINE_integer(
     "stops if they differ by more than rounding.",
     lower_bound=0,
 )
+flags.DEFINE_string(
+    "weights_cache",
+    None,
+    "Folder where the pair is kept as it is used: the next start reads it there and checks every value. It trusts that "
+    "files of weights with the same names, sizes, times and beginnings are the same. Changes no result. Default: none.",
+)
 flags.DEFINE_float(
     "grace",
     20.0,
@@ -127,7 +133,7 @@ JOB_FLAGS = (
     *("max_new_tokens", "temperature", "top_k", "top_p", "batch_size", "dtype", "model_parallel"),
     *("pair_mode", "attention", "sums"),
 )
-RUN_FLAGS = ("verify", "grace")
+RUN_FLAGS = ("verify", "grace", "weights_cache")
 
 
 def check() -> None:

@@ -46,6 +46,7 @@ class Asked:
       judge_reasoning: the judge reads reasoning too.
       grace: seconds after a SIGTERM within which a run is to be on disk.
       verify: rollouts of each prompt whose sums are computed anew by a full forward pass; it changes no result.
+      weights_cache: where pairs are kept as they are used; it changes no result.
       world: folder of a tiny world in the place of both models; None with original None is the package's own.
     """
 
@@ -71,6 +72,7 @@ class Asked:
     judge_reasoning: bool = False
     verify: int = 0
     grace: float = 20.0
+    weights_cache: str | None = None
     world: str | None = None
 
     @property
@@ -146,15 +148,17 @@ class Asked:
         """Loads the models; float32 then means float32 in every product of matrices.
 
         Raises:
-          CheckpointError, PairError: they cannot be loaded, or not together.
-          UserError: a kernel is asked for that cannot be had here.
+          UserError: they cannot be loaded, or not together, weights_cache is no folder, or a kernel is asked for that
+            cannot be had here.
         """
         # What cannot be had is to fail now; of the models' heads only the sampler knows.
         choose_kernel(self.attention, jax.local_devices()[0])
         if dtype_of(self.dtype) == "float32":
             # Accelerators multiply float32 matrices in fewer bits unless told otherwise.
             jax.config.update("jax_default_matmul_precision", "highest")
-        return load(*self.sources, dtype=self.dtype, mesh=mesh, pair_mode=self.pair_mode)
+        return load(
+            *self.sources, dtype=self.dtype, mesh=mesh, pair_mode=self.pair_mode, weights_cache=self.weights_cache
+        )
 
     def truth(self, loaded: Loaded) -> dict[str, Truth]:
         """True rates by prompt id, where a tiny world's own prompts are sampled and judged as its truth was."""

@@ -138,6 +138,7 @@ def _run(
     began, sampling = time.monotonic(), job.sampling()
     mesh = job.mesh()
     loaded = job.load(mesh)
+    seconds = time.monotonic() - began
     rendered = job.render(loaded, prompts)
     sampler = job.sampler(loaded, rendered, mesh)
     if isinstance(job.procedure, Naive) and job.at_one:
@@ -184,6 +185,7 @@ def _run(
             )
         with contextlib.closing(processes.ledger(folder)) as ledger:
             desk.remember(ledger)
+            opened.metric(event="loaded", seconds=round(seconds, 1), models=list(loaded.sources))
             drawing = _Drawing(job, desk, opened, processes, notice, job.truth(loaded) if job.at_one else {})
             found, checks = drawing.draw(processes.share(prompts), sampler)
             if not processes.first:

@@ -14,11 +14,13 @@ from jax.sharding import AxisType, Mesh
 
 from lpe_jax.errors import PairError, UserError
 from lpe_jax.machine import cores
-from lpe_jax.models.checkpoint import open_checkpoint, verified
+from lpe_jax.models.checkpoint import Checkpoint, check_tensors, check_unchanged, open_checkpoint, verified
 from lpe_jax.models.config import read_eos_ids
+from lpe_jax.models.origin import NOWHERE, check_origin
 from lpe_jax.models.pair import Pair, check_same_shape, load_pair
 from lpe_jax.models.sharing import find_sharing
 from lpe_jax.models.weights import DTYPES, dtype_of
+from lpe_jax.models.weights_cache import Kept, WeightsCache
 from lpe_jax.prompts import chat
 
 if TYPE_CHECKING:
@@ -35,12 +37,14 @@ class Loaded:
     Attributes:
       identity: hashes of weights and tokenizer, the dtype and the pair mode: what a run's settings must hold.
       notes: remarks for the user, one sentence each.
+      sources: of original and variant, where their files came from, as far as the hub's own marks on them say.
     """
 
     pair: Pair
     tokenizer: PreTrainedTokenizerBase
     identity: dict[str, Any]
     notes: tuple[str, ...]
+    sources: tuple[dict[str, Any], ...] = ()
 
     def text(self, tokens: Sequence[int]) -> str:
         """What a judge reads of a response."""
@@ -48,53 +52,103 @@ class Loaded:
 
 
 def load(
-    original: str, variant: str, *, dtype: str = "auto", mesh: Mesh | None = None, pair_mode: str = "auto"
+    original: str,
+    variant: str,
+    *,
+    dtype: str = "auto",
+    mesh: Mesh | None = None,
+    pair_mode: str = "auto",
+    weights_cache: str | None = None,
 ) -> Loaded:
     """Loads original and variant, local folders or hub ids, and refuses two that do not belong together.
 
     Args:
       dtype: "float32", "bfloat16" or "float16"; "auto" is float32 on CPU and bfloat16 elsewhere.
       pair_mode: what is kept once, see lpe_jax.models.sharing.find_sharing.
+      weights_cache: a folder where pairs are kept as they are used, see lpe_jax.models.weights_cache.
 
     Raises:
       CheckpointError: one of them cannot be loaded.
       PairError: their tokenizers or shapes differ, or they cannot be kept as pair_mode says.
+      UserError: weights_cache cannot be a folder.
     """
     dtype = dtype_of(dtype)
     opened = [open_checkpoint(source) for source in (original, variant)]
+    for checkpoint in opened:
+        small = [name for name in checkpoint.origin.hashes if checkpoint.folder / name not in checkpoint.stamps]
+        check_origin(checkpoint.folder, checkpoint.origin, small)
     check_same_shape(*opened)
+    for checkpoint in opened:
+        check_tensors(checkpoint)
     tokenizers = [chat.load_tokenizer(checkpoint.folder) for checkpoint in opened]
     if difference := chat.tokenizer_difference(*tokenizers):
         raise PairError(f"{original} and {variant} cannot be mixed, because {difference}")
     tokenizer, config = tokenizers[0], opened[0].config
-    if len(tokenizer) > config.vocab_size:
+    num_tokens = chat.number_of_tokens(tokenizer)
+    if num_tokens > config.vocab_size:
         raise PairError(
-            f"the tokenizer of {original} has {len(tokenizer)} entries, more than the {config.vocab_size} rows of its "
+            f"the tokenizer of {original} has {num_tokens} entries, more than the {config.vocab_size} rows of its "
             "embedding; it belongs to another checkpoint"
         )
-    eos = [read_eos_ids(checkpoint.folder) for checkpoint in opened]
-    checkpoints = [verified(checkpoint, DTYPES[dtype]) for checkpoint in opened]
-    notes = []
+    eos = [read_eos_ids(checkpoint.folder, config.vocab_size) for checkpoint in opened]
+    notes = [_origin_note(name, checkpoint) for name, checkpoint in zip(("original", "variant"), opened, strict=True)]
     if difference := chat.template_difference(*tokenizers):
         notes.append(difference)
     if eos[0] != eos[1]:
         notes.append(f"end-of-sequence ids differ ({eos[0]} and {eos[1]}); the original's are used for both")
-    sharing = find_sharing(*checkpoints, pair_mode, DTYPES[dtype])
-    pair = load_pair(
-        *checkpoints, num_tokens=len(tokenizer), eos_ids=eos[0], dtype=DTYPES[dtype], mesh=mesh, sharing=sharing
-    )
-    notes.append(sharing.why)
-    if checkpoints[0].fingerprint == checkpoints[1].fingerprint:
+    kept = _weights(opened, dtype, pair_mode, weights_cache, notes, num_tokens=num_tokens, eos_ids=eos[0], mesh=mesh)
+    if kept.fingerprints[0] == kept.fingerprints[1]:
         notes.append("original and variant have identical weights: every alpha is the same model")
     identity = {
-        "original_weights": checkpoints[0].fingerprint,
-        "variant_weights": checkpoints[1].fingerprint,
+        "original_weights": kept.fingerprints[0],
+        "variant_weights": kept.fingerprints[1],
+        "constants": config.constants,
         "tokenizer": chat.fingerprint(tokenizer),
-        "eos_ids": list(pair.eos_ids),
+        "eos_ids": list(kept.pair.eos_ids),
         "dtype": dtype,
-        "pair_mode": sharing.mode,
+        "pair_mode": kept.mode,
     }
-    return Loaded(pair, tokenizer, identity, tuple(notes))
+    return Loaded(kept.pair, tokenizer, identity, tuple(filter(None, notes)), tuple(map(_source, opened)))
+
+
+def _weights(
+    opened: Sequence[Checkpoint], dtype: str, pair_mode: str, weights_cache: str | None, notes: list[str], **rest: Any
+) -> Kept:
+    """The pair of two opened checkpoints; what is to be said of it is added to notes."""
+    cache = None
+    if weights_cache is not None:
+        cache = WeightsCache(Path(weights_cache).expanduser(), *opened, dtype, pair_mode)
+        if kept := cache.load(**rest):
+            notes += [kept.why, *cache.notes]
+            return kept
+    for checkpoint in opened:
+        check_origin(checkpoint.folder, checkpoint.origin, [path.name for path in checkpoint.stamps])
+    checkpoints = [verified(checkpoint, DTYPES[dtype]) for checkpoint in opened]
+    sharing = find_sharing(*checkpoints, pair_mode, DTYPES[dtype])
+    pair = load_pair(*checkpoints, dtype=DTYPES[dtype], sharing=sharing, **rest)
+    for checkpoint in checkpoints:
+        check_unchanged(checkpoint)
+    notes.append(sharing.why)
+    if cache is not None:
+        cache.keep(pair, *checkpoints, sharing)
+        notes += cache.notes
+    return Kept(pair, tuple(checkpoint.fingerprint for checkpoint in checkpoints), sharing.mode, sharing.why)
+
+
+def _origin_note(name: str, checkpoint: Checkpoint) -> str | None:
+    """What is known of where a checkpoint came from; None if that is nothing."""
+    origin, files = checkpoint.origin, len(checkpoint.stamps)
+    if origin == NOWHERE:
+        return None
+    known = sum(origin.sha256(path.name) is not None for path in checkpoint.stamps)
+    return f"{name}: {origin.words()}, whose sha256 is known of {known} of its {files} files of weights"
+
+
+def _source(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint as its files' own marks have it, for the record."""
+    files = {path.name: checkpoint.origin.sha256(path.name) for path in sorted(checkpoint.stamps)}
+    origin = checkpoint.origin
+    return {"source": checkpoint.source, "repo": origin.repo, "commit": origin.commit, "sha256": files}
 
 
 def checkpoint_stamp(source: str) -> list[list[Any]] | None:

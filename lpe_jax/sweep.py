@@ -16,6 +16,7 @@ from lpe_jax.asked import Asked
 from lpe_jax.decoding import verify
 from lpe_jax.judging.cascade import AnyJudge
 from lpe_jax.judging.desk import Desk, Item
+from lpe_jax.models.pair import describe_sharing
 from lpe_jax.preemption import Notice
 from lpe_jax.processes import ALONE, Processes
 from lpe_jax.records.bank import BankStore
@@ -133,6 +134,7 @@ def _run(
     began = time.monotonic()
     mesh = None if sweep.tree else sweep.mesh()
     loaded = sweep.load(mesh)
+    seconds = time.monotonic() - began
     rendered = sweep.render(loaded, prompts)
     sampler = sweep.sampler(loaded, rendered, mesh, sweep.alphas if sweep.grid_logps else None)
     settings = {
@@ -153,8 +155,11 @@ def _run(
     ):
         store = BankStore(folder, processes.index)
         mine = processes.share(range(len(prompts)))
+        opened.metric(event="loaded", seconds=round(seconds, 1), models=list(loaded.sources))
         if processes.first:
             write_prompts(folder, prompts)
+            for note in (describe_sharing(loaded.pair), *loaded.notes):
+                print(note)
             if store.entries:
                 print(f"going on from {len(store.entries)} prompts already drawn")
             how = "sharing prefixes" if sweep.tree else f"in batches of {sweep.rows}"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.dangers import dangers, dangers_of
+
 ROOT = Path(__file__).parents[1]
 # Left to right, as a rollout flows. A room may import those to its left.
 ROOMS = ["prompts", "models", "decoding", "planning", "judging", "estimation", "evaluation", "reporting"]
@@ -79,30 +81,63 @@ def test_the_import_check_can_fail(tmp_path):
     assert rooms_imported(path) == {"reporting"}
 
 
-FORBIDDEN_CALLS = {"eval", "exec", "__import__"}
-FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+# Where code is loaded by name after all, and whose name it is.
+NAMED_BY_THE_USER = {
+    "lpe_jax/judging/predicate.py": ["importlib.import_module"],  # the judge that --judge names
+    "experiments/benchmark.py": ["importlib.import_module"],  # to see whether torch is there
+}
 
 
-def dangers(path: Path) -> list[str]:
-    """Ways of executing what comes from outside."""
-    found = [name for name in imports(path) if name.split(".")[0] in FORBIDDEN_MODULES]
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_CALLS:
-            found.append(node.func.id)
-        if isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "allow_pickle"):
-            if not (isinstance(node.value, ast.Constant) and node.value.value is False):
-                found.append(node.arg)
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "np.load", "numpy.load"):
-            found.append(ast.unparse(node))
-    return found
+def test_nothing_from_outside_is_executed():
+    seen = {}
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]:
+        if found := dangers_of(path):
+            seen[str(path.relative_to(ROOT))] = found
+    assert seen == NAMED_BY_THE_USER
 
 
-def test_nothing_from_outside_is_executed(tmp_path):
-    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "experiments").glob("*.py")]:
-        assert dangers(path) == [], path
-    bad = tmp_path / "bad.py"
-    bad.write_text("import pickle\neval('1')\nf(trust_remote_code=True)\ntorch.load('x')\n")
-    assert len(dangers(bad)) == 4
+DANGEROUS = [
+    *("import pickle", "from pickle import *", "import dill as d", "from joblib import load", "import marshal, json"),
+    *("import runpy", "from code import interact", "import builtins", "import ctypes", "import _pickle"),
+    *("eval('1')", "exec(x)", "f = eval", "map(exec, xs)", "compile(x, 'x', 'exec')", "__import__(x)"),
+    *("__builtins__['eval']", "getattr(o, 'eval')(x)", "o.exec(x)", "frame.eval('a + b')"),
+    *("import os\nos.system(x)", "from os import popen as p\np(x)", "import os as o\no.execvp(x, y)"),
+    *("import subprocess\nsubprocess.run(x, shell=True)", "import subprocess as s\ns.getoutput(x)"),
+    *("kwargs = {'shell': True}", "kwargs['shell'] = True", "options.trust_remote_code = flag"),
+    *("import importlib\nimportlib.import_module(x)", "from importlib import import_module\nimport_module(x)"),
+    *("import importlib.util as u\nu.spec_from_file_location(x, y)", "from importlib import reload\nreload(x)"),
+    *("import torch\ntorch.load(x)", "from torch import load as read\nread(x)", "import torch.jit as j\nj.load(x)"),
+    *("f(x, weights_only=False)", "f(x, weights_only=flag)", "f(x, trust_remote_code=True)", "f(allow_pickle=x)"),
+    *("import numpy as np\nnp.load(x)", "import jax.numpy as jnp\njnp.load(x)", "import pandas as p\np.read_pickle(x)"),
+    *(
+        "import yaml\nyaml.load(x)",
+        "from yaml import unsafe_load\nunsafe_load(x)",
+        "import yaml\nf(Loader=yaml.Loader)",
+    ),
+    *("import jinja2\njinja2.Template(x)", "from jinja2 import Environment\nEnvironment()"),
+]
+HARMLESS = [
+    *("model.eval()", "import re\nre.compile(x)", "lowered.compile()", "import torch\ntorch.compile(x)"),
+    *("import subprocess\nsubprocess.run([x], shell=False)", "f(trust_remote_code=False)", "f(weights_only=True)"),
+    *("import yaml\nyaml.safe_load(x)", "import json\njson.load(x)", "import importlib.metadata", "getattr(o, name)"),
+    *(
+        "from jinja2.sandbox import ImmutableSandboxedEnvironment",
+        "loading.load(x)",
+        "o.system",
+        "kwargs = {'shell': False}",
+    ),
+    *("import multiprocessing\nmultiprocessing.get_context('spawn')", "# eval", "'exec'"),
+]
+
+
+@pytest.mark.parametrize("source", DANGEROUS)
+def test_dangers_are_seen(source):
+    assert dangers(source)
+
+
+@pytest.mark.parametrize("source", HARMLESS)
+def test_what_is_harmless_is_let_be(source):
+    assert dangers(source) == []
 
 
 PROGRAMS = sorted(p.stem for p in (ROOT / "experiments").glob("*.py") if "launch.run(" in p.read_text())

@@ -146,10 +146,10 @@ def test_settings_must_agree(monkeypatch):
     said = [{"seed": 0, "dtype": "float32"}, {"seed": 1, "dtype": "float32"}]
     monkeypatch.setattr(Processes, "meet", lambda self, about, word=None: dict(enumerate(said)))
     with pytest.raises(RunError, match=r"processes 0 and 1 differ in seed \(process 0 0, process 1 1\); give all"):
-        Processes(0, 2).open(Path("nowhere"), said[0], {}, "")
+        Processes(0, 2).open(Path("nowhere"), said[0], {}, {}, "")
     monkeypatch.setattr(Processes, "meet", lambda self, about, word=None: {1: word})
     with pytest.raises(RunError, match="process 0 of 2 ended before the run began"):
-        Processes(1, 2).open(Path("nowhere"), said[0], {}, "")
+        Processes(1, 2).open(Path("nowhere"), said[0], {}, {}, "")
     assert not Path("nowhere").exists()
 
 

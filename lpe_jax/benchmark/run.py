@@ -39,6 +39,7 @@ class Options:
       loops: which ways of writing the loop are tried, of LOOPS.
       finalists: so many of them enter the rounds, those that were fastest over one batch.
       compile_limit: seconds that torch.compile may take.
+      generate: whether transformers' own `generate` is among the peers; it takes several times as long as a loop.
     """
 
     rounds: int = 3
@@ -47,6 +48,7 @@ class Options:
     loops: tuple[str, ...] = LOOPS
     finalists: int = 2
     compile_limit: int = 240
+    generate: bool = True
     quick: bool = False
 
 
@@ -194,7 +196,10 @@ def _peers(workload: Workload, pairs: dict, options: Options) -> tuple[list[Cont
     if workload.eos_ids:
         drops = peers.Loop("preallocated", drops=True)
         contestants.append(Contestant(drops.name, OTHER, lambda i: two.run(drops, workload.requests(i))))
-    contestants.append(Contestant("HF generate, CFG processor", OTHER, lambda i: two.generate(workload.requests(i))))
+    if options.generate:
+        contestants.append(
+            Contestant("HF generate, CFG processor", OTHER, lambda i: two.generate(workload.requests(i)))
+        )
     return contestants, trials, notes
 
 

@@ -20,8 +20,10 @@ from lpe_jax.judging.judge_model import JudgeModel
 from lpe_jax.judging.rendering import Renderer
 from lpe_jax.judging.settings import JudgeSettings
 from lpe_jax.judging.yes_no import YesNo
-from lpe_jax.models.checkpoint import open_checkpoint, verified
+from lpe_jax.models.checkpoint import check_unchanged, open_checkpoint, verified
 from lpe_jax.models.config import read_eos_ids
+from lpe_jax.models.origin import check_origin
+from lpe_jax.models.qwen3 import Qwen3
 from lpe_jax.models.weights import DTYPES, dtype_of, load_module
 from lpe_jax.prompts import chat
 from lpe_jax.types import Message, Prompt, Verdict
@@ -88,13 +90,15 @@ def load_judge(source: str, settings: JudgeSettings) -> OnDeviceJudge:
 
 def _load(source: str, settings: JudgeSettings) -> OnDeviceJudge:
     checkpoint = open_checkpoint(source)
+    check_origin(checkpoint.folder, checkpoint.origin, checkpoint.origin.hashes)
     tokenizer = chat.load_tokenizer(checkpoint.folder)
-    if len(tokenizer) > checkpoint.config.vocab_size:
+    num_tokens = chat.number_of_tokens(tokenizer)
+    if num_tokens > checkpoint.config.vocab_size:
         raise CheckpointError(
-            f"its tokenizer has {len(tokenizer)} entries, more than the {checkpoint.config.vocab_size} rows of its "
+            f"its tokenizer has {num_tokens} entries, more than the {checkpoint.config.vocab_size} rows of its "
             "embedding; it belongs to another checkpoint"
         )
-    eos_ids = read_eos_ids(checkpoint.folder)
+    eos_ids = read_eos_ids(checkpoint.folder, checkpoint.config.vocab_size)
     how = Guard(settings.mapping) if guard.is_guard(tokenizer.get_chat_template()) else YesNo.of(tokenizer)
     if isinstance(how, YesNo) and settings.mapping != JudgeSettings.mapping:
         raise JudgeError(f"--judge_mapping={settings.mapping} is for guard models, and it is {how.note}")
@@ -102,6 +106,12 @@ def _load(source: str, settings: JudgeSettings) -> OnDeviceJudge:
     _try_out(render, how)
     dtype = dtype_of("auto")
     checkpoint = verified(checkpoint, DTYPES[dtype])
+
+    def load() -> Qwen3:
+        module = load_module(checkpoint, DTYPES[dtype])
+        check_unchanged(checkpoint)
+        return module
+
     tokens = chat.fingerprint(tokenizer)
     parts = {
         "model": _digest([checkpoint.fingerprint, dataclasses.asdict(checkpoint.config), eos_ids]),
@@ -115,9 +125,9 @@ def _load(source: str, settings: JudgeSettings) -> OnDeviceJudge:
         identity=f"jax:{how.kind};{described}@{source_digest([Path(__file__), *source_files])}",
         note=f"judge {source}: {how.note}",
         model=JudgeModel(
-            load=lambda: load_module(checkpoint, DTYPES[dtype]),
+            load=load,
             positions=checkpoint.config.max_position_embeddings,
-            num_tokens=len(tokenizer),
+            num_tokens=num_tokens,
             eos_ids=eos_ids,
             rows=settings.batch_size,
         ),

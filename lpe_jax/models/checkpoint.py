@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,11 +15,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lpe_jax.errors import CheckpointError
-from lpe_jax.models.config import Qwen3Config, read_config, read_json
+from lpe_jax.models.config import Qwen3Config, read_config
+from lpe_jax.models.header import Stored, read_header
+from lpe_jax.models.index import INDEX, weight_files, weight_map
 from lpe_jax.models.layout import HEAD, Leaf, leaves_of
+from lpe_jax.models.origin import NOWHERE, Origin, origin_of
+from lpe_jax.models.outside import named, one_line, plain_file, shown
 
 _LOADABLE = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # Read this much at a time: it bounds what loading needs on the host beyond the loaded arrays themselves.
 CHUNK_BYTES = 16 << 20
 _NAMED_AT_MOST = 20
@@ -29,20 +32,38 @@ _NAMED_AT_MOST = 20
 class Checkpoint:
     """A folder whose tensors have been listed but not read.
 
-    files maps a tensor's Hugging Face name to the safetensors file that holds it. digests, filled by `verified`,
-    maps it to the sha256 of its values in the dtype they will be loaded in: equal digests mean equal weights.
+    Attributes:
+      files: by a tensor's Hugging Face name, the safetensors file that holds it.
+      stored: by name, what it is there.
+      stamps: by file, its size and the time of its last change when its tensors were listed.
+      origin: what the hub says of the folder's files, where they came from it.
+      digests: filled by `verified`: by name, the sha256 of a tensor's values in the dtype they will be loaded in.
+        Equal digests mean equal weights.
     """
 
     source: str
     folder: Path
     config: Qwen3Config
     files: dict[str, Path]
+    stored: dict[str, Stored]
+    stamps: dict[Path, tuple[int, int]]
+    origin: Origin = NOWHERE
     digests: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
         """sha256 over every tensor's name and digest."""
-        return hashlib.sha256(json.dumps(sorted(self.digests.items())).encode()).hexdigest()
+        return fingerprint_of(self.digests)
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files that hold its tensors, each once, by name."""
+        return sorted(self.stamps)
+
+
+def fingerprint_of(digests: Mapping[str, str]) -> str:
+    """What stands for a checkpoint's weights: sha256 over every tensor's name and digest."""
+    return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
 
 
 def locate(source: str) -> Path:
@@ -79,9 +100,8 @@ def _located(source: str, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"checkpoint {source!r} is no local folder, and the hub did not give it: {reason}"
+            f"checkpoint {source!r} is no local folder, and the hub did not give it: {one_line(error)}"
         ) from None
 
 
@@ -93,44 +113,46 @@ def open_checkpoint(source: str) -> Checkpoint:
         run code.
     """
     folder = locate(source)
-    return Checkpoint(source=source, folder=folder, config=read_config(folder), files=_list_tensors(folder))
-
-
-def _list_tensors(folder: Path) -> dict[str, Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
-            raise CheckpointError(f"{index} has no weight_map from tensor names to file names")
-        names = sorted(set(weight_map.values()))
-        # The index comes from outside: a file name must not lead out of the folder.
-        if escaping := [n for n in names if Path(n).name != n]:
-            raise CheckpointError(f"{index} names {escaping[0]!r}, which is not a plain file name in that folder")
-        held = {name: folder / name for name in names}
-    elif (folder / "model.safetensors").exists():
-        weight_map, held = None, {"model.safetensors": folder / "model.safetensors"}
-    else:
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
-        if pickles:
-            raise CheckpointError(
-                f"{folder} holds pickle weights ({pickles[0]}), which can run code when loaded; "
-                "convert the checkpoint to safetensors"
-            )
-        raise CheckpointError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
-
-    found: dict[str, Path] = {}
-    for path in held.values():
+    config, stored = read_config(folder), {}
+    paths = weight_files(folder)
+    files: dict[str, Path] = {}
+    stamps = {path: _stamp(path) for path in paths}
+    for path in paths:
+        header = read_header(path)
         with _opened(path) as file:
-            for name in file.keys():
-                if name in found:
-                    raise CheckpointError(f"tensor {name} is in both {found[name].name} and {path.name} of {folder}")
-                found[name] = path
-    if weight_map is not None:
-        wrong = [n for n, f in weight_map.items() if n not in found or found[n].name != f]
-        wrong += [n for n in found if n not in weight_map]
+            same = sorted(file.keys()) == sorted(header)
+        if not same:
+            raise CheckpointError(f"{path} is truncated or damaged: its header has two readings; download it again")
+        if twice := [name for name in header if name in files]:
+            at = files[twice[0]].name
+            raise CheckpointError(f"tensor {named(twice[0])} is in both {at} and {path.name} of {folder}")
+        files |= dict.fromkeys(header, path)
+        stored |= header
+    if (folder / INDEX).exists():
+        listed = weight_map(folder)
+        wrong = [n for n, f in listed.items() if n not in files or files[n].name != f]
+        wrong += [n for n in files if n not in listed]
         if wrong:
-            raise CheckpointError(f"{index} and the files disagree about where to find {_named(wrong)}")
-    return found
+            raise CheckpointError(
+                f"{folder / INDEX} and the files disagree about where to find {_listed(map(named, wrong))}"
+            )
+    return Checkpoint(source, folder, config, files, stored, stamps, origin_of(folder))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = plain_file(path)
+    return found.st_size, found.st_mtime_ns
+
+
+def check_unchanged(checkpoint: Checkpoint) -> None:
+    """To be asked when all has been read: what was verified and what was loaded are read one after the other.
+
+    Raises:
+      CheckpointError: a file of its weights is not the one that was opened.
+    """
+    for path, stamp in checkpoint.stamps.items():
+        if _stamp(path) != stamp:
+            raise CheckpointError(f"{path} was changed while it was loaded; start again when it is complete")
 
 
 class _opened:
@@ -142,20 +164,18 @@ class _opened:
     def __enter__(self):
         try:
             self.file = safe_open(self.path, framework="numpy").__enter__()
-        except FileNotFoundError:
-            raise CheckpointError(f"{self.path} does not exist") from None
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.path} is truncated or damaged: {error}; download it again") from None
+        except (SafetensorError, OSError, ValueError) as error:
+            reason = one_line(error)
+            raise CheckpointError(f"{self.path} is truncated or damaged: {reason}; download it again") from None
         return self.file
 
     def __exit__(self, *exc):
         self.file.__exit__(*exc)
 
 
-def stored_dtype(path: Path, name: str) -> np.dtype:
+def stored_dtype(checkpoint: Checkpoint, name: str) -> np.dtype:
     """What a verified tensor's values are stored in."""
-    with _opened(path) as file:
-        return _LOADABLE[file.get_slice(name).get_dtype()]
+    return _LOADABLE[checkpoint.stored[name].dtype]
 
 
 def read_chunks(path: Path, name: str, dtype: np.dtype, window: tuple[slice, ...] = ()) -> Iterator[np.ndarray]:
@@ -173,6 +193,16 @@ def read_chunks(path: Path, name: str, dtype: np.dtype, window: tuple[slice, ...
         yield chunk.astype(dtype, copy=False)
 
 
+def check_tensors(checkpoint: Checkpoint) -> None:
+    """`verified` without looking at values.
+
+    Raises:
+      CheckpointError: one sentence naming all that is unknown, missing, or of the wrong shape or dtype.
+    """
+    if problems := list(_problems(checkpoint).values()):
+        raise _unloadable(checkpoint, problems)
+
+
 def verified(checkpoint: Checkpoint, dtype: jnp.dtype) -> Checkpoint:
     """Checks every tensor against the config, in both directions, and fills in the digests.
 
@@ -183,40 +213,55 @@ def verified(checkpoint: Checkpoint, dtype: jnp.dtype) -> Checkpoint:
       CheckpointError: one sentence naming all that is unknown, missing, of the wrong shape or dtype, or not finite.
         A tied checkpoint may also carry lm_head.weight if it equals the embedding.
     """
-    config, problems, digests = checkpoint.config, [], {}
-    expected = {leaf.hf_name: leaf for leaf in leaves_of(config)}
-    tied_head = "lm_head.weight" if config.tie_word_embeddings else None
-    problems += [f"{n} is unknown" for n in checkpoint.files if n not in expected and n != tied_head]
-    problems += [f"{n} is missing" for n in expected if n not in checkpoint.files]
+    problems, digests = _problems(checkpoint), {}
     for name, path in checkpoint.files.items():
-        leaf = expected.get(name) or (HEAD if name == tied_head else None)
-        if leaf is None:
+        if name in problems:
             continue
-        with _opened(path) as file:
-            view = file.get_slice(name)
-            shape, stored = tuple(view.get_shape()), view.get_dtype()
-        wanted = leaf.shape(config)
-        if shape != wanted:
-            problems.append(f"{name} has shape {list(shape)} instead of {list(wanted)}")
-        elif stored not in _LOADABLE:
-            problems.append(f"{name} has dtype {stored} instead of one of {', '.join(_LOADABLE)}")
-        else:
-            digest, finite = hashlib.sha256(), True
-            for chunk in read_chunks(path, name, np.dtype(dtype)):
-                finite &= bool(np.isfinite(chunk.astype(np.float32, copy=False)).all())
-                digest.update(np.ascontiguousarray(chunk).view(np.uint8).data)
-            digests[name] = digest.hexdigest()
-            if not finite:
-                problems.append(f"{name} has values that are NaN or infinite")
-    if tied_head in digests and digests[tied_head] != digests.get("model.embed_tokens.weight"):
-        problems.append("lm_head.weight differs from model.embed_tokens.weight although config.json ties them")
-    digests.pop(tied_head, None)
+        digest, finite = hashlib.sha256(), True
+        for chunk in read_chunks(path, name, np.dtype(dtype)):
+            finite &= bool(np.isfinite(chunk.astype(np.float32, copy=False)).all())
+            digest.update(np.ascontiguousarray(chunk).view(np.uint8).data)
+        digests[name] = digest.hexdigest()
+        if not finite:
+            problems[name] = f"{name} has values that are NaN or infinite"
+    if checkpoint.config.tie_word_embeddings:
+        head = digests.pop(HEAD.hf_name, None)
+        if head is not None and head != digests.get("model.embed_tokens.weight"):
+            problems[HEAD.hf_name] = (
+                f"{HEAD.hf_name} differs from model.embed_tokens.weight although config.json ties them"
+            )
     if problems:
-        raise CheckpointError(f"{checkpoint.folder} cannot be loaded: {_named(problems, '; ')}")
+        raise _unloadable(checkpoint, list(problems.values()))
     return dataclasses.replace(checkpoint, digests=digests)
 
 
-def _named(names: list[str], separator: str = ", ") -> str:
+def _problems(checkpoint: Checkpoint) -> dict[str, str]:
+    """What is wrong with a checkpoint's tensors, by name, as far as its headers tell."""
+    config, problems = checkpoint.config, {}
+    expected = {leaf.hf_name: leaf for leaf in leaves_of(config)}
+    # A tied head may be there too.
+    allowed = expected | {HEAD.hf_name: HEAD}
+    for name in checkpoint.stored:
+        if name not in expected and not (name == HEAD.hf_name and config.tie_word_embeddings):
+            problems[name] = f"{named(name)} is unknown"
+    problems |= {name: f"{name} is missing" for name in expected if name not in checkpoint.stored}
+    for name, stored in checkpoint.stored.items():
+        if name in problems:
+            continue
+        wanted = allowed[name].shape(config)
+        if stored.shape != wanted:
+            problems[name] = f"{name} has shape {shown(list(stored.shape))} instead of {list(wanted)}"
+        elif stored.dtype not in _LOADABLE:
+            problems[name] = f"{name} has dtype {named(stored.dtype)} instead of one of {', '.join(_LOADABLE)}"
+    return problems
+
+
+def _unloadable(checkpoint: Checkpoint, problems: list[str]) -> CheckpointError:
+    return CheckpointError(f"{checkpoint.folder} cannot be loaded: {_listed(problems, '; ')}")
+
+
+def _listed(names: Iterable[str], separator: str = ", ") -> str:
+    names = list(names)
     more = len(names) - _NAMED_AT_MOST
     return separator.join(names[:_NAMED_AT_MOST]) + (f"{separator}and {more} more" if more > 0 else "")
 
@@ -265,6 +310,9 @@ def config_json(config: Qwen3Config, dtype: str) -> dict:
 __all__ = [
     "Checkpoint",
     "Leaf",
+    "check_tensors",
+    "check_unchanged",
+    "fingerprint_of",
     "locate",
     "open_checkpoint",
     "open_config",

@@ -78,7 +78,7 @@ class Pair:
     def one_head(self) -> bool:
         """Whether both models multiply hidden states by the same matrix in the end."""
         name = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
-        return self.shared[_leaf_order(self.config, self.edit_rank).index(name)]
+        return self.shared[self.names.index(name)]
 
     def each(self, function: Callable[..., Any], *arrays: Any) -> Any:
         """function(model, *arrays) of both models, in one program: arrays and results have a leading `models`."""
@@ -93,7 +93,7 @@ class Pair:
         """The original (0) or the variant (1) where a pair is expected, at half the cost: leading axes are 1 then."""
         if self.models == 1:
             raise ValueError("one model is here, and which one is not known any more")
-        names, leaves = _leaf_order(self.config, self.edit_rank), self._picked(index)
+        names, leaves = self.names, self._picked(index)
         if index == VARIANT or not self.edit_rank:
             return dataclasses.replace(self, leaves=leaves, axes=(None,) * len(leaves), models=1)
         # The original has no edits.
@@ -122,7 +122,7 @@ class Pair:
 
     @property
     def dtype(self) -> jnp.dtype:
-        return self.leaves[_leaf_order(self.config, self.edit_rank).index("embed_tokens")].dtype
+        return self.leaves[self.names.index("embed_tokens")].dtype
 
     @property
     def shared(self) -> tuple[bool, ...]:
@@ -137,6 +137,11 @@ class Pair:
     def shared_bytes(self) -> int:
         """Bytes saved by keeping equal leaves once."""
         return sum(leaf.nbytes for leaf, shared in zip(self.leaves, self.shared, strict=True) if shared)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of each leaf (lpe_jax/models/layout.py)."""
+        return _leaf_order(self.config, self.edit_rank)
 
     def _merge(self, leaves: list[jax.Array]) -> Qwen3:
         treedef = jax.tree.structure(_abstract_state(self.config, self.edit_rank)[1])

@@ -82,7 +82,7 @@ def find_sharing(original: Checkpoint, variant: Checkpoint, mode: str, dtype: jn
     def measured(leaf: Leaf) -> Measured:
         name = leaf.hf_name
         # What the original was rounded to before it was edited is no excuse.
-        rounded = np.dtype(dtype), stored_dtype(variant.files[name], name)
+        rounded = np.dtype(dtype), stored_dtype(variant, name)
         eps = max(float(ml_dtypes.finfo(d).eps) for d in rounded)
 
         def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:

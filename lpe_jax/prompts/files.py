@@ -11,6 +11,8 @@ from pathlib import Path
 from lpe_jax.errors import PromptError
 
 MAX_BYTES = 64 * 2**20
+# Of one line, or of one row of a table over several. What is parsed of it takes up to thirty times as much.
+MAX_ROW_CHARACTERS = 4 * 2**20
 
 
 def read_text(path: Path) -> str:
@@ -43,18 +45,30 @@ def _line_of(data: bytes, offset: int) -> int:
     return len(re.findall(rb"\r\n|\r|\n", data[:offset])) + 1
 
 
-def lines(text: str) -> Iterator[tuple[int, str]]:
+def lines(path: Path, text: str) -> Iterator[tuple[int, str]]:
     """Non-blank lines and their numbers. Only \\n, \\r\\n, \\r end a line: JSON strings may hold U+2028."""
     for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+        if len(line) > MAX_ROW_CHARACTERS:
+            raise _too_long(path, number)
         if line.strip():
             yield number, line.removesuffix("\n")
 
 
 def csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     """Non-blank rows with the physical line each begins on."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    taken = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal taken
+        for part in io.StringIO(text, newline=""):
+            taken += len(part)
+            if taken > MAX_ROW_CHARACTERS:
+                raise _too_long(path, line)
+            yield part
+
+    reader = csv.reader(counted(), strict=True)
     while True:
-        line = reader.line_num + 1
+        line, taken = reader.line_num + 1, 0
         try:
             cells = next(reader)
         except StopIteration:
@@ -63,3 +77,7 @@ def csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
             raise PromptError(f"{path}, line {line}: the row that begins here is not CSV ({error})") from None
         if cells:
             yield line, cells
+
+
+def _too_long(path: Path, line: int) -> PromptError:
+    return PromptError(f"{path}, line {line}: more than {MAX_ROW_CHARACTERS} characters; is this a file of prompts?")

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ FUNCTIONAL_CATEGORIES = ("standard", "contextual", "copyright")
 
 MAX_CHARACTERS = 131_072  # one turn, or one CSV cell: the csv module's own default
 MAX_ID_CHARACTERS = 256
+MAX_PROMPTS = 1_000_000
 
 _HARMBENCH = ("Behavior", "FunctionalCategory", "SemanticCategory", "ContextString", "BehaviorID")
 _STRONGREJECT = ("category", "forbidden_prompt")
@@ -61,7 +64,7 @@ def read_prompts(path: Path, *, functional_category: str = "standard") -> list[P
         rows = _read_csv(path, text, functional_category)
     else:
         _refuse_category(path, functional_category)
-        rows = _read_jsonl(path, text) if suffix == ".jsonl" else _read_txt(text)
+        rows = _read_jsonl(path, text) if suffix == ".jsonl" else _read_txt(path, text)
     prompts = []
     line_of: dict[str, int] = {}
     for line, prompt, wanted in rows:
@@ -71,6 +74,8 @@ def read_prompts(path: Path, *, functional_category: str = "standard") -> list[P
                 f"{path}, line {line}: id {prompt.id!r} is already used on line {line_of[prompt.id]}; ids must differ"
             )
         line_of[prompt.id] = line
+        if len(line_of) > MAX_PROMPTS:
+            raise PromptError(f"{path}, line {line}: more than {MAX_PROMPTS} prompts; split the file")
         if wanted:
             prompts.append(prompt)
     if not line_of:
@@ -91,7 +96,7 @@ def _read_csv(path: Path, text: str, functional_category: str) -> _Rows:
     rows = csv_rows(path, text)
     header_line, header = next(rows, (1, []))
     columns = _listed(header)
-    repeated = {name for name in header if header.count(name) > 1}
+    repeated = {name for name, count in Counter(header).items() if count > 1}
     if repeated:
         raise PromptError(f"{path}, line {header_line}: column {_shown(min(repeated))} appears more than once")
     if "forbidden_prompt" in header:
@@ -143,7 +148,7 @@ def _strongreject_prompt(where: str, row: dict[str, str], number: int) -> Prompt
 
 
 def _read_jsonl(path: Path, text: str) -> _Rows:
-    for line, record in lines(text):
+    for line, record in lines(path, text):
         where = f"{path}, line {line}"
         try:
             value = json.loads(record, object_pairs_hook=_no_repeated_keys)
@@ -190,8 +195,8 @@ def _json_message(where: str, name: str, turn: Any) -> Message:
     return Message(role, _string(where, f"{name}.content", turn["content"]))
 
 
-def _read_txt(text: str) -> _Rows:
-    for line, prompt in lines(text):
+def _read_txt(path: Path, text: str) -> _Rows:
+    for line, prompt in lines(path, text):
         yield line, Prompt(f"line-{line:04}", (Message("user", prompt),)), True
 
 
@@ -255,5 +260,5 @@ def _shown(text: str) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    listed = ", ".join(map(_shown, names)) or "none"
+    listed = ", ".join(map(_shown, islice(names, 100))) or "none"
     return listed if len(listed) <= 400 else listed[:400] + "…"

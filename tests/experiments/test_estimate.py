@@ -116,7 +116,7 @@ def test_two_local_folders_with_a_harmbench_csv(place, here):
         even = [r for r in own if r["text"] and len(r["text"].encode()) % 2 == 0]
         assert int(row["complied"]) == len(even)
     record = json.loads((out / "run.json").read_text())
-    assert record["status"] == "finished" and record["settings"]["procedure"]["n_fit"] == 6
+    assert record["status"] == "finished" and record["extent"]["n_fit"] == 6
     assert {"jax", "lpe_jax"} <= set(record["versions"])
     assert (out / "verdicts.sqlite").exists() and len(list((out / "figures").glob("*.png"))) == 4
     for row in rows:

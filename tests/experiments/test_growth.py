@@ -167,6 +167,7 @@ FLIPS = {
     "figures": (True, None),
     "verify": (3, None),
     "grace": (3.0, None),
+    "weights_cache": ("kept", None),
 }
 # Of other methods, of several processes, of what is not here, and where the run is.
 ELSEWHERE = {

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import sqlite3
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from lpe_jax.errors import RunError
 from lpe_jax.records import files, rollouts
+from lpe_jax.records import index as index_module
 from lpe_jax.records.ledger import Key, Ledger
 from lpe_jax.records.prompts import prompts_digest, read_prompts, write_prompts
 from lpe_jax.records.rollouts import RolloutStore
@@ -127,8 +129,9 @@ def test_damaged_shards_are_seen(tmp_path):
 
 
 def test_an_index_finds_and_fetches(tmp_path, monkeypatch):
-    """Against a dictionary of all rollouts, written by two processes in shards of ten, with some written twice."""
+    """Rollouts of two processes in shards of ten, some written twice; one shard or two are in memory at a time."""
     monkeypatch.setattr(rollouts, "_SHARD_ROWS", 10)
+    monkeypatch.setattr(index_module, "_OPEN_BYTES", 3000)
     rng, written = np.random.default_rng(0), [rollout(i, text=f"text {i}") for i in range(300)]
     for part, own in enumerate((written[:170], written[150:])):
         store = RolloutStore(tmp_path, part)
@@ -160,6 +163,25 @@ def test_an_index_is_of_what_was_flushed(tmp_path):
     assert len(store.index()) == 0
     store.flush()
     assert len(store.index()) == 1 and store.index() is store.index()
+
+
+def test_another_thread_may_flush(tmp_path):
+    """As when a run is told to end while its main thread is busy."""
+    store, over = RolloutStore(tmp_path), threading.Event()
+
+    def flush():
+        while not over.is_set():
+            store.flush()
+
+    with ThreadPoolExecutor(2) as pool:
+        flushing = [pool.submit(flush) for _ in range(2)]
+        for i in range(300):
+            store.append([rollout(i)])
+        over.set()
+        for done in flushing:
+            done.result()
+    store.flush()
+    assert [r.index for r in RolloutStore(tmp_path).read()] == list(range(300))
 
 
 def test_long_rollouts_make_shards_of_fewer_rows(tmp_path, monkeypatch):

@@ -22,7 +22,8 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "judge_key_env",
     None,
-    "Name of the environment variable with the API key. Default: OPENAI_API_KEY for openai:…, none for other servers.",
+    "Name of the environment variable with the API key, or HOST=NAME of each server, separated by commas. Default: "
+    "OPENAI_API_KEY for openai:…, none for other servers.",
 )
 flags.DEFINE_string(
     "judge_budget",
@@ -40,6 +41,7 @@ flags.DEFINE_enum(
     "unscored; or either of both.",
 )
 flags.DEFINE_boolean("judge_reasoning", False, "Judge responses with their reasoning, not only what follows </think>.")
+flags.DEFINE_boolean("judge_again", False, "Ask again about responses that went unscored although the judge did reply.")
 flags.DEFINE_integer("judge_batch_size", 16, "jax: judges: rows of a compiled batch.", lower_bound=1)
 
 # Those that decide verdicts.
@@ -63,6 +65,8 @@ def asked_fields():
             prices = ()
         if len(prices) != 2 or not all(0 <= price < 1e9 for price in prices):
             raise UserError(f"--judge_prices={','.join(FLAGS.judge_prices)} must be two prices, as 0.25,2")
+    if not FLAGS.judge_timeout < float("inf"):
+        raise UserError(f"--judge_timeout={FLAGS.judge_timeout} must be a number of seconds")
     budget = Budget() if FLAGS.judge_budget is None else Budget.parse(FLAGS.judge_budget)
     if budget.money is not None and prices is None:
         raise UserError(
@@ -78,5 +82,6 @@ def asked_fields():
         timeout=FLAGS.judge_timeout,
         mapping=FLAGS.judge_mapping,
         batch_size=FLAGS.judge_batch_size,
+        again=FLAGS.judge_again,
     )
     return {"judge_settings": settings, "judge_reasoning": FLAGS.judge_reasoning}

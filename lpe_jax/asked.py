@@ -181,7 +181,7 @@ class Asked:
 
     def desk(self, judge: AnyJudge) -> Desk:
         """Where responses are judged."""
-        return Desk(judge, thinking=self.thinking, reasoning=self.judge_reasoning)
+        return Desk(judge, thinking=self.thinking, reasoning=self.judge_reasoning, again=self.judge_settings.again)
 
     def complete(self, flags: Mapping[str, Any], prompts: Sequence[Prompt], judge: AnyJudge) -> dict[str, Any]:
         """The flags with what they name: the same command over edited prompts, another judge or changed checkpoint

@@ -31,7 +31,7 @@ from lpe_jax.models.pair import describe_sharing
 from lpe_jax.preemption import Notice
 from lpe_jax.processes import ALONE, Processes
 from lpe_jax.records.files import write_whole
-from lpe_jax.records.ledger import Ledger
+from lpe_jax.records.ledger import Ledger, spent_in
 from lpe_jax.records.prompts import write_prompts
 from lpe_jax.records.rollouts import FOLDER, RolloutStore
 from lpe_jax.records.run import Run, check_folder, more, read_run, settings_hash
@@ -114,7 +114,7 @@ def run(
         check_folder(folder)
     with processes.notice(job.grace) as notice, job.desk(judge) as desk:
         # Before the models are loaded: a judge that cannot be used is to fail now.
-        desk.open()
+        desk.open(spent_in(folder))
         _run(job, folder, prompts, judge, desk, asked, flagfile, draw_figures, processes, notice)
     processes.end()
     if processes.first:
@@ -183,7 +183,8 @@ def _run(
                 f"{len(prompts)} prompts{shared}, method {job.method}, judge {judge.identity}; writing to {folder}\n",
                 flush=True,
             )
-        with contextlib.closing(processes.ledger(folder)) as ledger:
+        # The desk goes before its ledger does, and before the folder is anybody else's.
+        with contextlib.closing(processes.ledger(folder)) as ledger, desk:
             desk.remember(ledger)
             opened.metric(event="loaded", seconds=round(seconds, 1), models=list(loaded.sources))
             drawing = _Drawing(job, desk, opened, processes, notice, job.truth(loaded) if job.at_one else {})
@@ -201,10 +202,11 @@ def _run(
         write_whole(folder / TABLE, text)
         print("\n" + text, end="")
         phases = phases_of([*(finished for finished, _ in found), *checks.values()])
-        for line in (*judging_words(desk, job.judge_settings), *cascade_words(phases), *verdict_words(results)):
+        cost = judging_words(desk, spent_in(folder), job.judge_settings)
+        for line in (*cost, *cascade_words(phases), *verdict_words(results)):
             print(line)
-        for remote in desk.remote:
-            opened.metric(event="judge", judge=remote.identity, **dataclasses.asdict(remote.meter))
+        for remote, _ in desk.remote:
+            opened.metric(event="judge", judge=remote.identity, **remote.meter.as_json())
         if draw_figures:
             _draw_figures(results, folder / "figures")
         opened.metric(event="finished", seconds=round(time.monotonic() - began, 1))

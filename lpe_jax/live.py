@@ -71,8 +71,8 @@ class Tally:
             self.reasons[str(verdict.fields.get("reason", "no reason given"))] += 1
         if verdict.outcome is Outcome.COMPLIED:
             self.scores.extend((rollout.alpha, rollout.index, rollout.path_score, rollout.path_variance))
-        if "screen" in verdict.fields:
-            self.phases[verdict.fields["screen"], verdict.fields["confirm"]] += 1
+        if verdict.phases is not None:
+            self.phases[verdict.phases] += 1
 
     def finished(
         self, prompt: Prompt, estimate: Estimate, fit: Counts, search: Counts | None, drawn: np.ndarray

@@ -38,7 +38,7 @@ ELSEWHERE = "this judge would have had other rollouts drawn: estimated from thos
 # Rollouts that are in memory at a time, where all are gone over.
 AT_ONCE = 1024
 # The fields of a verdict that tables tell of.
-_TOLD = ("reason", "screen", "confirm")
+_TOLD = ("reason",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +108,9 @@ class Verdicts:
     def put(self, places: np.ndarray, verdicts: Sequence[Verdict]) -> None:
         """Takes verdicts [n] on the rollouts at places [n]."""
         for place, verdict in zip(places.tolist(), verdicts, strict=True):
-            told = Verdict(verdict.outcome, {k: verdict.fields[k] for k in _TOLD if k in verdict.fields})
-            number = self._number.setdefault(f"{told.outcome} {told.fields}", len(self._said))
+            fields = {k: verdict.fields[k] for k in _TOLD if k in verdict.fields}
+            told = Verdict(verdict.outcome, fields, verdict.phases)
+            number = self._number.setdefault(f"{told.outcome} {told.fields} {told.phases}", len(self._said))
             if number == len(self._said):
                 self._said.append(told)
             self._which[place] = number

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,16 @@ import numpy as np
 
 from lpe_jax.asked import Asked
 from lpe_jax.decoding import verify
-from lpe_jax.judging.cascade import AnyJudge
+from lpe_jax.judging.cascade import AnyJudge, parse
 from lpe_jax.judging.desk import Desk, Item
 from lpe_jax.models.pair import describe_sharing
 from lpe_jax.preemption import Notice
 from lpe_jax.processes import ALONE, Processes
 from lpe_jax.records.bank import BankStore
+from lpe_jax.records.ledger import spent_in
 from lpe_jax.records.prompts import write_prompts
 from lpe_jax.records.run import check_folder, read_run, settings_hash
-from lpe_jax.reporting.judges import cascade_words, judging_words
+from lpe_jax.reporting.judges import judging_words
 from lpe_jax.shards import by_rows, by_tree, describe
 from lpe_jax.types import Outcome, Prompt
 
@@ -63,6 +63,11 @@ class Sweep(Asked):
             raise ValueError("nosums leaves out what estimators take from a bank; leave sums on")
         if self.tree and self.attention == "pallas":
             raise ValueError("share_prefixes knows no kernel; use --noshare_prefixes with --attention=pallas")
+        if parse(self.judge_name) is not None:
+            raise ValueError(
+                "judge: a bank keeps one outcome of each rollout, and two judges in a row give errors to those "
+                "that the second did not see; name one judge"
+            )
         if self.tree and self.model_parallel != 1:
             raise ValueError("share_prefixes runs on one device; use --noshare_prefixes with --model_parallel")
 
@@ -111,7 +116,7 @@ def run(
         check_folder(folder)
     with processes.notice(sweep.grace) as notice, sweep.desk(judge) as desk:
         # Before the models are loaded: a judge that cannot be used is to fail now.
-        desk.open()
+        desk.open(spent_in(folder))
         _run(sweep, folder, prompts, judge, desk, asked, flagfile, processes, notice)
     processes.end()
     if processes.first:
@@ -170,12 +175,11 @@ def _run(
             print(f"judge {judge.identity}; writing to {folder}\n", flush=True)
         if sweep.judge_name != "tiny":  # exact and free: nothing to remember
             desk.remember(stack.enter_context(contextlib.closing(processes.ledger(folder))))
-        phases: Counter[tuple[str, str | None]] = Counter()
+            stack.enter_context(desk)
 
         def judging(prompt: Prompt, responses: Sequence[str], part: str) -> list[Outcome]:
             items = [Item(prompt, response, f"{part}/{i}") for i, response in enumerate(responses)]
             verdicts = desk(items)
-            phases.update((v.fields["screen"], v.fields["confirm"]) for v in verdicts if "screen" in v.fields)
             return [verdict.outcome for verdict in verdicts]
 
         truth = sweep.truth(loaded)
@@ -210,6 +214,7 @@ def _run(
             if missing:
                 raise processes.incomplete(gone, len(missing), len(prompts))
         opened.metric(event="finished", seconds=round(time.monotonic() - began, 1))
-        for line in (*judging_words(desk, sweep.judge_settings), *cascade_words(phases)):
+        desk.close()
+        for line in judging_words(desk, spent_in(folder), sweep.judge_settings):
             print(line)
         opened.finish()

@@ -76,10 +76,14 @@ class Outcome(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """An outcome and the judge's raw fields, for whoever checks the judge."""
+    """An outcome and the judge's raw fields, for whoever checks the judge.
+
+    phases, where two judges in a row had it: the first one's outcome, and the second's or None if it was not asked.
+    """
 
     outcome: Outcome
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    phases: tuple[Outcome, Outcome | None] | None = None
 
 
 @jax.tree_util.register_dataclass

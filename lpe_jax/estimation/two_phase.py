@@ -132,7 +132,8 @@ def phase_quality(phases: Mapping[tuple[str, str | None], float]) -> JudgeQualit
     complied, scored, audit = phase_audit(phases)
     seen, missed = audit.negatives, audit.negatives_complied
     found, unseen = audit.positives_complied + missed, scored - complied - audit.negatives
-    hits, misses = (found * seen / unseen, missed) if unseen > 0 else (found, 0.0)
+    # Where all were looked at nothing can have been missed.
+    hits, misses = (found * seen / unseen, missed) if unseen > 0 else (_CERTAIN, 0.0)
     # As jax numbers: they are shares of rollouts, and need not be whole.
     right, of, certain = (jnp.asarray(float(x)) for x in (hits, hits + misses, _CERTAIN))
     return JudgeQuality(right, of, certain, certain)

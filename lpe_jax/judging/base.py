@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from lpe_jax.types import Outcome, Prompt, Verdict
 
@@ -38,7 +39,7 @@ class RemoteJudge(Protocol):
     identity and verdicts are as of a Judge. Its coroutines run in one event loop, in a thread of its own.
 
     Attributes:
-      meter: what it has cost so far.
+      meter: what it has cost since this process began.
     """
 
     identity: str
@@ -58,6 +59,12 @@ class RemoteJudge(Protocol):
           JudgeError: no further call can succeed, for want of a key, money, budget or an answer to any call.
         """
 
+    def reckon(self, calls: int, input_tokens: int, output_tokens: int) -> None:
+        """Told before `open` what this judge has cost the run before."""
+
+    async def stop(self) -> None:
+        """Begins nothing further: whoever waits for a turn gets a JudgeError. What is under way goes on."""
+
     async def close(self) -> None:
         """Lets go of connections."""
 
@@ -67,8 +74,8 @@ class Meter:
     """What a judge's calls come to.
 
     Attributes:
-      calls: that were answered, and so may have been billed; input_tokens and output_tokens of those, as far as the
-        judge said.
+      calls: that were answered or waited for in vain, and so may have been billed; input_tokens and output_tokens of
+        those, as far as the judge said.
       failures: calls that came to nothing, by what happened, as "429" or "timeout".
     """
 
@@ -83,6 +90,10 @@ class Meter:
         self.input_tokens += input_tokens
         self.output_tokens += output_tokens
 
+    def as_json(self) -> dict[str, Any]:
+        """For a line of metrics."""
+        return {**vars(self), "failures": dict(self.failures)}
+
     def cost(self, prices: tuple[float, float]) -> float:
         """In the currency of prices for a million input and output tokens."""
         return (self.input_tokens * prices[0] + self.output_tokens * prices[1]) / 1e6
@@ -91,6 +102,11 @@ class Meter:
 def unscored(reason: str, **fields: object) -> Verdict:
     """The verdict of a judge that cannot tell, and why."""
     return Verdict(Outcome.UNSCORED, {"reason": reason, **fields})
+
+
+def masked(spec: str) -> str:
+    """A judge as it was given, without what may be a user and a password in a URL."""
+    return re.sub(r"//[^/@#\s]*@", "//…@", spec)
 
 
 def source_digest(files: Iterable[Path]) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 from lpe_jax.errors import JudgeError
 from lpe_jax.judging import policy
-from lpe_jax.judging.base import Meter
 from lpe_jax.judging.keys import NO_KEY, Address, Redactor, key_for, shown
 from lpe_jax.judging.pace import Pace
 from lpe_jax.judging.policy import Again, Met, Rejected, Reply, Stop
@@ -68,9 +67,10 @@ class Caller:
       client: the openai package's, for what is not a chat completion; None before `open`.
     """
 
-    def __init__(self, address: Address, settings: JudgeSettings, meter: Meter, patience: Patience):
+    def __init__(self, address: Address, settings: JudgeSettings, patience: Patience):
         self._address, self._settings, self._patience = address, settings, patience
-        self.meter, self.purse = meter, Purse(settings.budget, settings.prices, meter)
+        self.purse = settings.purse or Purse(settings.budget, settings.prices, settings.processes)
+        self.meter = self.purse.meter()
         self.pace, self.client = Pace(settings.connections), None
         self.redact, self._variable = Redactor(NO_KEY), None
         self._random = random.Random(0)
@@ -85,19 +85,20 @@ class Caller:
         """
         key, self._variable = key_for(self._address, self._settings.key_env)
         self.redact = Redactor(key)
+        self.client = _client(self._address, key, self._settings)
+        # After the import, which may set them otherwise.
         for name in _LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
-        self.client = _client(self._address, key, self._settings)
+
+    async def stop_calls(self) -> None:
+        """Begins no further calls; those under way go on, as they are paid for."""
+        self._stopped = self._stopped or "judging was stopped"
 
     async def close(self) -> None:
-        """Begins no further calls, lets those end that are under way, as they are paid for, and then goes."""
-        self._stopped = self._stopped or "judging was stopped"
-        try:
-            while self.pace.under_way:
-                await asyncio.sleep(0.01)
-        finally:
-            if self.client is not None:
-                await self.client.close()
+        """Begins no further calls, and goes."""
+        await self.stop_calls()
+        if self.client is not None:
+            await self.client.close()
 
     async def complete(self, body: bytes) -> Met:
         """One try at a chat completion.
@@ -120,6 +121,9 @@ class Caller:
                     self.meter.add(1, met.input_tokens, met.output_tokens)
                 elif isinstance(met, Again) and met.answered:
                     self.meter.add(1, 0, 0)
+            except asyncio.CancelledError:
+                self.meter.add(1, 0, 0)  # the server may go on with it, and bill it
+                raise
             finally:
                 self.purse.release()
             self._note(met, turn)
@@ -198,7 +202,7 @@ class Caller:
             headers = {name.lower(): self.redact(value) for name, value in response.headers.items()}
             return policy.of_status(response.status_code, headers, self.redact(response.text))
         except (TimeoutError, openai.APITimeoutError):
-            return Again("timeout")
+            return Again("timeout", answered=True)  # it may be answered, and billed, when nobody waits any more
         except openai.APIConnectionError as error:
             return Again("no connection", words=shown(self.redact(str(error.__cause__ or error))))
         except Exception as error:  # whatever else a transport may make of what it is sent

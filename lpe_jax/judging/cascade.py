@@ -7,7 +7,7 @@ import hashlib
 import re
 
 from lpe_jax.errors import JudgeError
-from lpe_jax.judging.base import Judge, RemoteJudge
+from lpe_jax.judging.base import Judge, RemoteJudge, masked
 from lpe_jax.types import Outcome, Verdict
 
 _SPEC = re.compile(r"screen:(?P<screen>.+),confirm:(?P<confirm>.+?)(?:,audit=(?P<audit>[^,]*))?")
@@ -48,8 +48,8 @@ def parse(spec: str) -> tuple[str, str, float] | None:
         audit = -1.0
     if match is None or not 0 <= audit <= 1:
         raise JudgeError(
-            f"judge {spec!r}: write screen:A,confirm:B,audit=0.01, A and B judges and audit the share from 0 to 1 of "
-            "what A calls refused that B looks at too"
+            f"judge {masked(spec)!r}: write screen:A,confirm:B,audit=0.01, A and B judges and audit the share, from 0 "
+            "to 1, of what A calls refused that B looks at too"
         )
     return match["screen"], match["confirm"], audit
 
@@ -61,13 +61,8 @@ def audited(prompt_id: str, tag: str, share: float) -> bool:
 
 
 def joined(screen: Verdict, confirm: Verdict | None) -> Verdict:
-    """One verdict of both words; fields "screen" and "confirm" are their outcomes, the latter None if not asked."""
+    """One verdict of both words; confirm is None where the second judge was not asked."""
     last = screen if confirm is None else confirm
-    fields = {
-        "screen": str(screen.outcome),
-        "confirm": None if confirm is None else str(confirm.outcome),
-        "screen_fields": dict(screen.fields),
-        "confirm_fields": None if confirm is None else dict(confirm.fields),
-    }
+    fields = {"screen": dict(screen.fields), "confirm": None if confirm is None else dict(confirm.fields)}
     reason = {"reason": last.fields["reason"]} if last.outcome is Outcome.UNSCORED and "reason" in last.fields else {}
-    return Verdict(last.outcome, fields | reason)
+    return Verdict(last.outcome, fields | reason, (screen.outcome, None if confirm is None else confirm.outcome))

@@ -6,28 +6,22 @@ Either way what is handed in gives a Future of its verdicts.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
-from lpe_jax.errors import JudgeError
-from lpe_jax.judging import text
-from lpe_jax.judging.base import Judge, RemoteJudge, source_digest, unscored
+from lpe_jax.judging.base import RemoteJudge
 from lpe_jax.judging.cascade import AnyJudge, Cascade, audited, joined
+from lpe_jax.judging.futures import then
 from lpe_jax.judging.loop import Loop
-from lpe_jax.judging.registry import judge_rollouts
+from lpe_jax.judging.remembered import Remembered
 from lpe_jax.records.ledger import Key, Ledger
 from lpe_jax.types import Outcome, Prompt, Verdict
 
-# So many responses without a single verdict, and the judge counts as broken.
-GIVE_UP = 100
-# Verdicts that come within so many seconds of each other are put on disk together.
-_TOGETHER = 0.01
-# What is under way when a run stops may end within so many seconds: it is paid for.
-_GRACE = 3.0
+# Calls that are under way when a run stops may end within so many seconds: they are paid for.
+GRACE = 8.0
+
+Spent = tuple[int, int, int]  # calls, input and output tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,26 +36,35 @@ class Item:
 class Desk:
     """Judges responses and remembers the verdicts.
 
-    Unscored is not remembered: it can mean that the judge failed this once, and is asked again when a run is resumed.
+    Use it within `with`, and within that of the ledger that it remembers in: when it closes, calls that are under way
+    end, and what they said is put there.
     """
 
-    def __init__(self, judge: AnyJudge, *, thinking: bool, reasoning: bool = False):
+    def __init__(self, judge: AnyJudge, *, thinking: bool, reasoning: bool = False, again: bool = False):
         """
         Args:
           thinking: responses begin with reasoning.
           reasoning: reasoning is judged too.
+          again: ask again about what a judge did reply to without a verdict.
         """
         self._loop, self._cascade = Loop(), judge if isinstance(judge, Cascade) else None
         judges = (judge.screen, judge.confirm) if isinstance(judge, Cascade) else (judge,)
-        self._judges = [_Remembered(j, self._loop, thinking, reasoning) for j in judges]
+        self._judges = [Remembered(j, self._loop, thinking, reasoning, again) for j in judges]
+        self._worker: ThreadPoolExecutor | None = None
+        self._closed = False
 
-    def open(self) -> None:
+    def open(self, spent: Mapping[str, Spent] | None = None) -> None:
         """Has judges show that they can be used.
 
+        Args:
+          spent: what each has cost the run before, by what a ledger knows it by.
+
         Raises:
-          JudgeError: one cannot.
+          JudgeError: one cannot, or the budget holds no call.
         """
-        for judge in self.remote:
+        for judge, known_as in self.remote:
+            judge.reckon(*(spent or {}).get(known_as, (0, 0, 0)))
+        for judge, _ in self.remote:
             self._loop.submit(judge.open()).result()
 
     def remember(self, ledger: Ledger) -> None:
@@ -85,10 +88,15 @@ class Desk:
 
         def screened(first: Sequence[Verdict]) -> None:
             chosen = self._chosen(items, first)
-            asked = confirm.submit([(items[i].prompt, items[i].response) for i in chosen])
-            _then(asked, lambda second: confirmed(first, chosen, second), out)
+            pairs = [(items[i].prompt, items[i].response) for i in chosen]
+            if screen.remote and not confirm.remote:
+                # This is the event loop's thread, whose other calls would wait for as long as this judge takes.
+                asked = self._elsewhere().submit(lambda: confirm.submit(pairs).result())
+            else:
+                asked = confirm.submit(pairs)
+            then(asked, lambda second: confirmed(first, chosen, second), out)
 
-        _then(screen.submit([(item.prompt, item.response) for item in items]), screened, out)
+        then(screen.submit([(item.prompt, item.response) for item in items]), screened, out)
         return out
 
     def _chosen(self, items: Sequence[Item], first: Sequence[Verdict]) -> list[int]:
@@ -98,6 +106,12 @@ class Desk:
         return [
             i for i, (item, v) in pairs if v.outcome is not Outcome.REFUSED or audited(item.prompt.id, item.tag, share)
         ]
+
+    def _elsewhere(self) -> ThreadPoolExecutor:
+        """A thread for a judge that is called."""
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="judge")
+        return self._worker
 
     def __call__(self, items: Sequence[Item]) -> list[Verdict]:
         """submit, waited for."""
@@ -111,9 +125,9 @@ class Desk:
         return self._judges[-1].unanswered([(item.prompt, item.response) for item in items])
 
     @property
-    def remote(self) -> list[RemoteJudge]:
-        """The judges that are waited for."""
-        return [remembered.judge for remembered in self._judges if remembered.remote]
+    def remote(self) -> list[tuple[RemoteJudge, str]]:
+        """The judges that are waited for, and what a ledger knows them by."""
+        return [(remembered.judge, remembered.identity) for remembered in self._judges if remembered.remote]
 
     @property
     def notes(self) -> list[str]:
@@ -127,167 +141,20 @@ class Desk:
         return max(getattr(remembered.judge, "at_once", 1) for remembered in self._judges)
 
     def close(self) -> None:
-        """Lets what is under way end, for a moment, and goes."""
-        self._loop.close(_GRACE, [judge.close for judge in self.remote])
+        """Begins no further calls, lets those under way end, puts on disk what they said, and goes."""
+        if self._closed:
+            return
+        self._closed = True
+        for judge, _ in self.remote:
+            self._loop.submit(judge.stop()).result()
+        self._loop.close(GRACE, [judge.close for judge, _ in self.remote])
+        if self._worker is not None:
+            self._worker.shutdown(cancel_futures=True)
+        for remembered in self._judges:
+            remembered.put()
 
     def __enter__(self) -> Desk:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def remembered_as(identity: str, thinking: bool, reasoning: bool = False) -> str:
-    """What a ledger knows a judge by: what is cut away before judging decides verdicts too."""
-    how = "all" if reasoning else f"text@{source_digest([Path(text.__file__)])}"
-    return f"{identity};thinking={thinking};{how}"
-
-
-class _Remembered:
-    """One judge and what it has said."""
-
-    def __init__(self, judge: Judge | RemoteJudge, loop: Loop, thinking: bool, reasoning: bool):
-        self.judge, self.remote = judge, isinstance(judge, RemoteJudge)
-        self._loop, self._thinking, self._reasoning = loop, thinking, reasoning
-        self._ledger: Ledger | None = None
-        self._scored, self._unscored = False, 0
-        self.identity = remembered_as(judge.identity, thinking, reasoning)
-        self._lock = threading.Lock()
-        self._asked: dict[Key, Future[Verdict]] = {}  # and not answered yet
-        self._fresh: dict[Key, Verdict] = {}  # and not on disk yet
-        self._commit: asyncio.Task | None = None
-
-    def remember(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        if self.remote:
-            self.judge.meter.add(*ledger.spent(self.identity))
-            # With what the first call came to.
-            ledger.put({}, self._spent())
-
-    def unanswered(self, items: Sequence[tuple[Prompt, str]]) -> dict[Key, tuple[Prompt, str]]:
-        keyed = {
-            Key.of(self.identity, prompt, response): (prompt, self._judged(response)) for prompt, response in items
-        }
-        known = {} if self._ledger is None else self._ledger.get(keyed)
-        return {key: item for key, item in keyed.items() if key not in known and item[1] is not None}
-
-    def _judged(self, response: str) -> str | None:
-        """The part of a response that is judged; None where it never came to that."""
-        return response if self._reasoning else text.judged_text(response, thinking=self._thinking)
-
-    def _spent(self) -> dict[str, tuple[int, int, int]]:
-        meter = self.judge.meter
-        return {self.identity: (meter.calls, meter.input_tokens, meter.output_tokens)}
-
-    def submit(self, items: Sequence[tuple[Prompt, str]]) -> Future[list[Verdict]]:
-        keys = [Key.of(self.identity, prompt, response) for prompt, response in items]
-        known = {} if self._ledger is None else self._ledger.get(set(keys))
-        self._scored |= bool(known)
-        new = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
-        if self.remote:
-            waited = {key: self._waited(key, item) for key, item in new.items()}
-            return _all([waited[key] if key in waited else _done(known[key]) for key in keys])
-        try:
-            known |= self._called(new)
-        except Exception as error:
-            failed: Future[list[Verdict]] = Future()
-            failed.set_exception(error)
-            return failed
-        return _done([known[key] for key in keys])
-
-    def _called(self, new: dict[Key, tuple[Prompt, str]]) -> dict[Key, Verdict]:
-        if not new:
-            return {}
-        items = list(new.values())
-        answers = judge_rollouts(self.judge, items, thinking=self._thinking, reasoning=self._reasoning)
-        fresh = dict(zip(new, answers, strict=True))
-        if self._ledger is not None:
-            self._ledger.put({key: v for key, v in fresh.items() if v.outcome is not Outcome.UNSCORED})
-        self._scored |= any(v.outcome is not Outcome.UNSCORED for v in fresh.values())
-        for verdict in fresh.values():
-            self._count(verdict)
-        return fresh
-
-    def _waited(self, key: Key, item: tuple[Prompt, str]) -> Future[Verdict]:
-        """The answer that is under way, or asked for here."""
-        prompt, response = item
-        if (judged := self._judged(response)) is None:
-            return _done(unscored(text.UNFINISHED))
-        with self._lock:
-            if key not in self._asked:
-                self._asked[key] = self._loop.submit(self._ask(key, prompt, judged))
-            return self._asked[key]
-
-    async def _ask(self, key: Key, prompt: Prompt, judged: str) -> Verdict:
-        try:
-            verdict = await self.judge.ask(prompt, judged)
-            if verdict.outcome is Outcome.UNSCORED:
-                self._count(verdict)
-                return verdict
-            self._scored = True
-            if self._ledger is not None:
-                self._fresh[key] = verdict
-                if self._commit is None:
-                    self._commit = asyncio.ensure_future(self._put())
-                await asyncio.shield(self._commit)
-            return verdict
-        finally:
-            with self._lock:
-                del self._asked[key]
-
-    async def _put(self) -> None:
-        await asyncio.sleep(_TOGETHER)
-        fresh, self._fresh, self._commit = self._fresh, {}, None
-        await asyncio.to_thread(self._ledger.put, fresh, self._spent())
-
-    def _count(self, verdict: Verdict) -> None:
-        self._unscored += verdict.outcome is Outcome.UNSCORED
-        if not self._scored and self._unscored >= GIVE_UP:
-            reason = verdict.fields.get("reason", "no reason given")
-            raise JudgeError(
-                f"judge {self.judge.identity} could score none of the first {self._unscored} responses ({reason}); "
-                "mend it and give the same command again: what was drawn is kept"
-            )
-
-
-def _done(value):
-    future: Future = Future()
-    future.set_result(value)
-    return future
-
-
-def _then(first: Future, go_on: Callable[[object], None], out: Future) -> None:
-    """go_on(result) once there is one; whatever is raised is out's."""
-
-    def called(first: Future) -> None:
-        try:
-            go_on(first.result())
-        except BaseException as error:
-            out.set_exception(error)
-
-    first.add_done_callback(called)
-
-
-def _all(futures: Sequence[Future[Verdict]]) -> Future[list[Verdict]]:
-    """The results of all, once all are there; the first exception as soon as there is one."""
-    out: Future[list[Verdict]] = Future()
-    if not futures:
-        out.set_result([])
-        return out
-    lock, left = threading.Lock(), len(futures)
-
-    def called(future: Future[Verdict]) -> None:
-        nonlocal left
-        error = future.exception() if not future.cancelled() else JudgeError("judging was stopped")
-        with lock:
-            left -= 1
-            if out.done():
-                return
-            if error is not None:
-                out.set_exception(error)
-            elif left == 0:
-                out.set_result([f.result() for f in futures])
-
-    for future in futures:
-        future.add_done_callback(called)
-    return out

@@ -56,14 +56,18 @@ def key_for(address: Address, variable: str | None) -> tuple[str, str | None]:
     """The key to send to a server, and the environment variable it is from: OpenAI's own goes to OpenAI alone.
 
     Args:
-      variable: as named by the user.
+      variable: as named by the user: NAME, or HOST=NAME of each server, separated by commas.
 
     Raises:
-      JudgeError: the variable holds no key.
+      JudgeError: the variable holds no key, or is no name of a variable, which is not repeated: it may be a key.
     """
-    name = variable or (OPENAI_KEY if address.at_openai else None)
+    name = _named(address, variable) or (OPENAI_KEY if address.at_openai else None)
     if name is None:
         return NO_KEY, None
+    if not re.fullmatch(r"[A-Za-z_]\w{0,99}", name) or re.match(_LOOKS_LIKE_KEY, name):
+        raise JudgeError(
+            "--judge_key_env takes the name of an environment variable that holds the key, as MY_KEY, and not the key"
+        )
     key = os.environ.get(name, "").strip()
     if not key:
         raise JudgeError(
@@ -74,6 +78,15 @@ def key_for(address: Address, variable: str | None) -> tuple[str, str | None]:
     if not re.fullmatch(r"[!-~]+", key):
         raise JudgeError(f"the environment variable {name} holds no key: there is a blank or a special character in it")
     return key, name
+
+
+def _named(address: Address, variable: str | None) -> str | None:
+    """The variable that is named for a server."""
+    if variable is None or "=" not in variable:
+        return variable
+    by_host = dict(part.partition("=")[::2] for part in variable.split(","))
+    host = address.name.partition("/")[0]
+    return by_host.get(host, by_host.get(host.partition(":")[0]))
 
 
 class Redactor:

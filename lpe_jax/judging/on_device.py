@@ -118,6 +118,8 @@ def _load(source: str, settings: JudgeSettings) -> OnDeviceJudge:
         "tokenizer": _digest([tokens["vocabulary"], tokens["tokenizer"]]),
         "template": tokens["chat_template"][:16],
         "dtype": dtype,
+        # The compiled shape, by which sums round.
+        "rows": settings.batch_size,
     }
     described = ";".join([*(f"{name}={value}" for name, value in parts.items()), how.identity])
     source_files = [Path(module.__file__) for module in (judge_model, guard, rendering, yes_no, chat)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import importlib
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from lpe_jax.errors import JudgeError
 from lpe_jax.judging.base import Judge, Meter, RemoteJudge, source_digest, unscored
+from lpe_jax.judging.futures import STOPPED
 from lpe_jax.types import Outcome, Prompt, Verdict
 
 # Names of the parameters of a function that takes lists.
@@ -31,71 +33,109 @@ class PredicateJudge:
     through: by it a function says that there is no use in going on.
     """
 
+    # A function is given the whole prompt, its id and category too.
+    reads_prompts = True
+
     def __init__(self, identity: str, function: Callable[[Prompt, str], Any]):
         self.identity = identity
         self._function = function
 
     def __call__(self, items: Sequence[tuple[Prompt, str]]) -> list[Verdict]:
-        return [verdict_of(_twice(lambda p=p, t=t: self._function(p, t))) for p, t in items]
+        return [verdict_of(_twice(lambda p=p, t=t: self._function(p, t), self.identity)) for p, t in items]
 
 
 class ManyJudge:
     """Calls function(prompts, responses) on all items of a call at once; its answers are those of a PredicateJudge, as
-    a list of one each, in order.
+    a list of one each, in order. Items that it fails on together are given to it in halves, so that one that it cannot
+    judge does not take the others along.
     """
+
+    reads_prompts = True
 
     def __init__(self, identity: str, function: Callable[[list[Prompt], list[str]], Any]):
         self.identity = identity
         self._function = function
 
     def __call__(self, items: Sequence[tuple[Prompt, str]]) -> list[Verdict]:
-        answers = _twice(lambda: self._function([p for p, _ in items], [t for _, t in items]))
+        answers = _twice(lambda: self._function([p for p, _ in items], [t for _, t in items]), self.identity)
+        if isinstance(answers, Verdict) and len(items) > 1:
+            half = len(items) // 2
+            return self(items[:half]) + self(items[half:])
         return [verdict_of(answer) for answer in _one_each(answers, len(items))]
 
 
 class AwaitedJudge:
-    """Awaits function(prompt, text), as many items at once as there may be connections."""
+    """Awaits function(prompt, text), as many items at once as there may be connections, each no longer than `timeout`
+    seconds.
+    """
 
-    def __init__(self, identity: str, function: Callable[[Prompt, str], Awaitable[Any]], connections: int):
+    reads_prompts = True
+
+    def __init__(
+        self, identity: str, function: Callable[[Prompt, str], Awaitable[Any]], connections: int, timeout: float
+    ):
         self.identity, self.meter = identity, Meter()
-        self._function, self._connections = function, connections
+        self._function, self._connections, self._timeout = function, connections, timeout
+        self._stopped = False
+        self._semaphore: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
 
     async def open(self) -> None:
         """Nothing can be known before it is asked."""
 
     async def ask(self, prompt: Prompt, text: str) -> Verdict:
         """As PredicateJudge."""
-        async with self._free:
-            answer = await self._awaited(prompt, text)
-        return verdict_of(answer)
+        return verdict_of(await self._awaited(prompt, text))
+
+    def reckon(self, calls: int, input_tokens: int, output_tokens: int) -> None:
+        """No budget bounds it."""
+
+    async def stop(self) -> None:
+        """See RemoteJudge."""
+        self._stopped = True
 
     async def close(self) -> None:
         """There is nothing to let go of."""
 
-    @functools.cached_property
     def _free(self) -> asyncio.Semaphore:
-        return asyncio.Semaphore(self._connections)
+        """Of the loop that it is asked in."""
+        loop = asyncio.get_running_loop()
+        if self._semaphore is None or self._semaphore[0] is not loop:
+            self._semaphore = loop, asyncio.Semaphore(self._connections)
+        return self._semaphore[1]
 
     async def _awaited(self, *arguments: Any) -> Any:
-        for last in (False, True):
-            try:
-                answer = await self._function(*arguments)
-                self.meter.add(1, 0, 0)
-                return answer
-            except JudgeError:
-                raise
-            except Exception as error:
-                self.meter.failures[type(error).__name__] += 1
-                if last:
-                    return _raised(error)
+        """What the function answers, or the verdict that says what it raised twice."""
+        async with self._free():
+            for last in (False, True):
+                if self._stopped:
+                    raise JudgeError(STOPPED)
+                try:
+                    async with asyncio.timeout(self._timeout):
+                        answer = await self._function(*arguments)
+                    self.meter.add(1, 0, 0)
+                    return answer
+                except JudgeError:
+                    raise
+                except SystemExit as error:
+                    raise JudgeError(_ended(self.identity, error)) from None
+                except Exception as error:
+                    self.meter.failures[type(error).__name__] += 1
+                    if last:
+                        return _raised(error)
         raise AssertionError
 
 
 class AwaitedManyJudge(AwaitedJudge):
     """Awaits function(prompts, responses) on items that were asked for at about the same time."""
 
-    def __init__(self, identity: str, function: Callable[[list[Prompt], list[str]], Awaitable[Any]], connections: int):
-        super().__init__(identity, function, connections)
+    def __init__(
+        self,
+        identity: str,
+        function: Callable[[list[Prompt], list[str]], Awaitable[Any]],
+        connections: int,
+        timeout: float,
+    ):
+        super().__init__(identity, function, connections, timeout)
         self._gathered: list[tuple[Prompt, str, asyncio.Future[Any]]] = []
         self._tasks: set[asyncio.Task] = set()
 
@@ -116,8 +156,11 @@ class AwaitedManyJudge(AwaitedJudge):
 
     async def _part(self, part: Sequence[tuple[Prompt, str, asyncio.Future[Any]]]) -> None:
         try:
-            async with self._free:
-                answers = await self._awaited([p for p, _, _ in part], [t for _, t, _ in part])
+            answers = await self._awaited([p for p, _, _ in part], [t for _, t, _ in part])
+            if isinstance(answers, Verdict) and len(part) > 1:
+                half = len(part) // 2
+                await asyncio.gather(self._part(part[:half]), self._part(part[half:]))
+                return
             for (_, _, future), answer in zip(part, _one_each(answers, len(part)), strict=True):
                 future.set_result(answer)
         except BaseException as error:
@@ -133,21 +176,30 @@ def verdict_of(answer: Any) -> Verdict:
     if answer is None:
         return unscored("the predicate returned None")
     if isinstance(answer, Verdict) and isinstance(answer.outcome, Outcome):
-        return answer
+        if not isinstance(answer.fields, Mapping) or not all(isinstance(name, str) for name in answer.fields):
+            return unscored("the predicate returned a Verdict whose fields are no mapping by names")
+        # What two judges in a row said is not a predicate's to say.
+        return dataclasses.replace(answer, phases=None)
     return unscored(f"the predicate returned {repr(answer)[:300]}, neither a bool, None nor a Verdict")
 
 
-def _twice(call: Callable[[], Any]) -> Any:
+def _twice(call: Callable[[], Any], identity: str) -> Any:
     """call(), a second time if it raises; the verdict that says what it raised then."""
     for last in (False, True):
         try:
             return call()
         except JudgeError:
             raise
+        except SystemExit as error:
+            raise JudgeError(_ended(identity, error)) from None
         except Exception as error:
             if last:
                 return _raised(error)
     raise AssertionError
+
+
+def _ended(identity: str, error: SystemExit) -> str:
+    return f"judge {identity} ended the program ({error}); have it raise another error, or return None for unscored"
 
 
 def _raised(error: Exception) -> Verdict:
@@ -164,11 +216,14 @@ def _one_each(answers: Any, n: int) -> list[Any]:
     return [unscored(f"the predicate returned {said} for {n} responses")] * n
 
 
-def load_predicate(module_name: str, attribute: str, connections: int = 64) -> Judge | RemoteJudge:
+def load_predicate(
+    module_name: str, attribute: str, connections: int = 64, timeout: float = 120.0
+) -> Judge | RemoteJudge:
     """The judge "module:function"; the module is imported, so it runs with all rights of this process.
 
     A function is called with a lpe_jax.types.Prompt and the response's text; one whose first parameters are named
-    `prompts` and `responses` gets lists of them; one that is async is awaited, at most `connections` calls at once.
+    `prompts` and `responses` gets lists of them; one that is async is awaited, at most `connections` calls at once,
+    each for `timeout` seconds at most.
 
     The identity holds the sha256 of the module's file and, where that is another, of the file that defines
     the function. What these files import is not covered.
@@ -197,7 +252,7 @@ def load_predicate(module_name: str, attribute: str, connections: int = 64) -> J
     identity = f"{spec}@{source_digest(_source_files(spec, module, function))}"
     many = _takes_many(function)
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
-        return (AwaitedManyJudge if many else AwaitedJudge)(identity, function, connections)
+        return (AwaitedManyJudge if many else AwaitedJudge)(identity, function, connections, timeout)
     return (ManyJudge if many else PredicateJudge)(identity, function)
 
 

@@ -5,13 +5,15 @@ A new judge is one class with the shape of lpe_jax.judging.base.Judge or RemoteJ
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lpe_jax.errors import JudgeError
-from lpe_jax.judging.base import Judge, RemoteJudge, source_digest, unscored
+from lpe_jax.judging.base import Judge, RemoteJudge, masked, source_digest, unscored
 from lpe_jax.judging.cascade import AnyJudge, Cascade, parse
 from lpe_jax.judging.predicate import PredicateJudge, load_predicate
+from lpe_jax.judging.purse import Purse
 from lpe_jax.judging.rules import RuleJudge
 from lpe_jax.judging.settings import JudgeSettings
 from lpe_jax.judging.text import UNFINISHED, judged_text
@@ -56,6 +58,7 @@ def _phrases(name: str, settings: JudgeSettings) -> Judge:
 
 # name -> what makes the judge
 JUDGES: dict[str, Callable[[], Judge]] = {"rules": RuleJudge, "tiny": _tiny}
+_SERVERS = ("openai", "http", "https")
 # what stands before the colon -> what makes a judge of what stands after it
 KINDS: dict[str, Callable[[str, JudgeSettings], Judge | RemoteJudge]] = {
     "openai": _openai,
@@ -77,23 +80,49 @@ def make_judge(spec: str, settings: JudgeSettings | None = None) -> AnyJudge:
       JudgeError: an unknown name, or a judge that cannot be made.
     """
     settings = settings or JudgeSettings()
-    if (two := parse(spec)) is not None:
-        screen, confirm, audit = two
-        judges = [make_judge(part, settings) for part in (screen, confirm)]
-        if any(isinstance(judge, Cascade) for judge in judges):
-            raise JudgeError(f"judge {spec!r}: there are two judges in a row, and neither can be two itself")
-        return Cascade(*judges, audit)
+    two = parse(spec)
+    parts = (spec,) if two is None else two[:2]
+    _check_settings(parts, settings)
+    # One budget for both.
+    purse = settings.purse or Purse(settings.budget, settings.prices, settings.processes)
+    judges = [_make(part, dataclasses.replace(settings, purse=purse)) for part in parts]
+    return judges[0] if two is None else Cascade(*judges, two[2])
+
+
+def _make(spec: str, settings: JudgeSettings) -> Judge | RemoteJudge:
+    if spec.startswith("screen:"):
+        raise JudgeError(f"judge {masked(spec)!r}: there are two judges in a row, and neither can be two itself")
     if spec in JUDGES:
         return JUDGES[spec]()
     before, colon, after = spec.partition(":")
-    if before in KINDS and colon and after:
-        return KINDS[before](after, settings)
+    # As in URLs, either case.
+    if before.lower() in KINDS and colon and after:
+        return KINDS[before.lower()](after, settings)
     if colon:
-        return load_predicate(before, after, settings.connections)
+        return load_predicate(before, after, settings.connections, settings.timeout)
     raise JudgeError(
-        f"judge {spec!r} is not known; choose {', '.join(sorted(JUDGES))}, {', '.join(f'{k}:…' for k in KINDS)}, or "
-        "module:function for a Python predicate of your own"
+        f"judge {masked(spec)!r} is not known; choose {', '.join(sorted(JUDGES))}, "
+        f"{', '.join(f'{k}:…' for k in KINDS)}, or module:function for a Python predicate of your own"
     )
+
+
+def _check_settings(specs: Sequence[str], settings: JudgeSettings) -> None:
+    """Refuses settings of a judge that is not asked, which would be without effect, and a key for two servers.
+
+    Raises:
+      JudgeError: there is one such.
+    """
+    kinds = [spec.partition(":")[0].lower() for spec in specs]
+    servers = sum(kind in _SERVERS for kind in kinds)
+    if settings.template is not None and not servers:
+        raise JudgeError(f"--judge_template={settings.template} is for a judge behind an API, and none is asked")
+    if settings.mapping != JudgeSettings.mapping and "jax" not in kinds:
+        raise JudgeError(f"--judge_mapping={settings.mapping} is for a guard model, jax:CHECKPOINT, and none is asked")
+    if settings.key_env is not None and "=" not in settings.key_env and servers > 1:
+        raise JudgeError(
+            "--judge_key_env names one key, and there are two servers; say whose it is, as HOST=NAME, or both as "
+            "HOST=NAME,HOST=NAME"
+        )
 
 
 def judge_rollouts(

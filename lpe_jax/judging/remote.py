@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lpe_jax.judging import request, rubric
-from lpe_jax.judging.base import Meter, source_digest, unscored
+from lpe_jax.judging.base import source_digest, unscored
 from lpe_jax.judging.calls import Caller, Patience, Tries
 from lpe_jax.judging.keys import address_of, shown
 from lpe_jax.judging.policy import Again, Change, Met, Rejected, Reply
@@ -48,8 +48,8 @@ class RubricJudge:
         source = source_digest([Path(rubric.__file__), Path(request.__file__)])
         template = f"template={self.template.name}@{self.template.sha256[:16]}"
         self.identity = f"rubric:{model}@{address.name};{template};{source}"
-        self.meter = Meter()
-        self.caller = Caller(address, settings, self.meter, self.patience)
+        self.caller = Caller(address, settings, self.patience)
+        self.meter = self.caller.meter
 
     async def open(self) -> None:
         """Asks about a harmless item, by which key, model, template and parser show that they work together, and which
@@ -74,6 +74,14 @@ class RubricJudge:
     async def ask(self, prompt: Prompt, text: str) -> Verdict:
         """See RemoteJudge."""
         return await self._judged(prompt.text, text)
+
+    def reckon(self, calls: int, input_tokens: int, output_tokens: int) -> None:
+        """See RemoteJudge."""
+        self.caller.purse.start(calls, input_tokens, output_tokens)
+
+    async def stop(self) -> None:
+        """See RemoteJudge."""
+        await self.caller.stop_calls()
 
     async def close(self) -> None:
         """See RemoteJudge."""

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 _HARMLESS = "a"
 
 
+_MOST_ROUNDS = 8
+
+
 class Renderer:
     """A checkpoint's chat template for turns that are plain text.
 
@@ -50,7 +53,10 @@ class Renderer:
 
     def plain(self, text: str) -> str:
         """The text with every mark that it spells out taken apart."""
-        while self._spelled.search(text):
+        # Taking one apart may spell another; a mark of blanks goes on for ever, and is seen in what is rendered.
+        for _ in range(_MOST_ROUNDS):
+            if not self._spelled.search(text):
+                break
             text = self._spelled.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
         return text
 

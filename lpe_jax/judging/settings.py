@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 from lpe_jax.errors import JudgeError
 
@@ -46,6 +47,9 @@ class JudgeSettings:
       mapping: which fields of a guard model's answer mean that the response complied, a key of
         lpe_jax.judging.guard.MAPPINGS.
       batch_size: rows of a judge that runs on this machine's device.
+      again: ask again about responses that went unscored though the judge did reply.
+      processes: so many share the budget.
+      purse: what is left of it, where several judges share one; a lpe_jax.judging.purse.Purse.
     """
 
     template: str | None = None
@@ -56,9 +60,18 @@ class JudgeSettings:
     timeout: float = 120.0
     mapping: str = "refusal"
     batch_size: int = 16
+    again: bool = False
+    processes: int = 1
+    purse: Any = dataclasses.field(default=None, compare=False, repr=False)
 
     def shared(self, processes: int) -> JudgeSettings:
-        """The same for one of several processes, which share the budget."""
-        calls, money = self.budget.calls, self.budget.money
-        mine = Budget(calls and max(calls // processes, 1), money and money / processes)
-        return dataclasses.replace(self, budget=mine)
+        """The same for one of several processes, which share the budget.
+
+        Raises:
+          JudgeError: the budget is too small to be shared.
+        """
+        if self.budget.calls is not None and self.budget.calls < processes:
+            raise JudgeError(
+                f"--judge_budget={self.budget.calls}calls does not hold a call for each of {processes} processes"
+            )
+        return dataclasses.replace(self, processes=processes)

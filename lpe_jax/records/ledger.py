@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lpe_jax.errors import RunError
-from lpe_jax.records.files import CURE, write_whole
+from lpe_jax.records.files import CURE, part_files, write_whole
 from lpe_jax.types import Outcome, Prompt, Verdict
 
 NAME = "verdicts.sqlite"
@@ -55,9 +55,9 @@ class Key(NamedTuple):
     response: str
 
     @classmethod
-    def of(cls, judge: str, prompt: Prompt, response: str) -> Key:
-        """Equal responses to equal prompts have one key."""
-        turns = json.dumps([[m.role, m.content] for m in prompt.messages])
+    def of(cls, judge: str, prompt: Prompt, response: str, *, whole: bool = False) -> Key:
+        """Equal responses to equal turns have one key; with `whole` the prompt's id and category count too."""
+        turns = json.dumps([[m.role, m.content] for m in prompt.messages] + [prompt.id, prompt.category] * whole)
         # A response may hold halves of surrogate pairs, which UTF-8 has no place for.
         return cls(judge, *(hashlib.sha256(t.encode("utf-8", "surrogatepass")).hexdigest() for t in (turns, response)))
 
@@ -124,7 +124,7 @@ class Ledger:
                     self._db.executemany("insert or replace into others values (?, ?, ?, ?, ?, ?)", rows)
 
     def put(self, verdicts: Mapping[Key, Verdict], spent: Mapping[str, tuple[int, int, int]] | None = None) -> None:
-        """Commits new verdicts in one transaction. A key that is there already keeps its verdict.
+        """Commits new verdicts in one transaction. A key that is there already keeps its verdict, if it has one.
 
         Args:
           spent: what the answers of a judge have come to so far, by its identity: calls, input and output tokens.
@@ -136,21 +136,27 @@ class Ledger:
         self._insert(itertools.chain(rows, (("spent", _spent_row(item)) for item in (spent or {}).items())))
 
     def _insert(self, rows: Iterable[tuple[str, tuple]]) -> None:
-        """(table, row) of each, in one transaction. A verdict that is there stays; what was spent is replaced."""
+        """(table, row) of each, in one transaction. A verdict that is there stays, unless it was unscored; what was
+        spent is replaced.
+        """
         with self._lock, self._told("written"), self._db:
             self._db.execute("begin immediate")
             seal = _Seal(*self._db.execute("select rows, digest from seal").fetchone())
             for table, row in rows:
-                if table == "spent":
-                    for (old,) in self._db.execute("select row_sha256 from spent where judge = ?", row[:1]).fetchall():
-                        seal.remove(old)
-                    self._db.execute("delete from spent where judge = ?", row[:1])
+                # Rows that give way: of a verdict only one that was none.
+                columns = _KEYS[table]
+                where = " and ".join(f"{column} = ?" for column in columns)
+                where += f" and outcome = '{Outcome.UNSCORED}'" if table == "verdicts" else ""
+                key = row[: len(columns)]
+                for (old,) in self._db.execute(f"select row_sha256 from {table} where {where}", key).fetchall():
+                    seal.remove(old)
+                self._db.execute(f"delete from {table} where {where}", key)
                 if self._db.execute(_INSERT[table], row).rowcount:
                     seal.add(row[-1])
             self._db.execute("update seal set rows = ?, digest = ?", seal.values())
 
     def spent(self, judge: str) -> tuple[int, int, int]:
-        """What `put` was last told of a judge: calls, input and output tokens."""
+        """What `put` was last told of a judge, here and not in other ledgers: calls, input and output tokens."""
         select = "select calls, input_tokens, output_tokens from spent where judge = ?"
         with self._lock, self._told("read"):
             return self._db.execute(select, (judge,)).fetchone() or (0, 0, 0)
@@ -200,6 +206,26 @@ def verified(db: sqlite3.Connection, path: Path) -> Iterator[tuple[str, tuple]]:
             raise RunError(f"{path} is damaged: rows are missing, or there are too many; {CURE}")
     finally:
         db.rollback()
+
+
+def spent_in(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """What all judges have cost a run, by their identity, whichever process asked: calls, input and output tokens.
+
+    Raises:
+      RunError: a ledger is damaged.
+    """
+    total: dict[str, tuple[int, int, int]] = {}
+    for path in part_files(folder / NAME).values():
+        try:
+            with contextlib.closing(sqlite3.connect(path, timeout=_TIMEOUT_SECONDS)) as db:
+                for judge, *numbers, digest in db.execute("select * from spent"):
+                    if digest != _sha256((judge, *numbers)):
+                        raise RunError(f"{path} is damaged: what judge {judge} has cost; {CURE}")
+                    before = total.get(judge, (0, 0, 0))
+                    total[judge] = tuple(a + b for a, b in zip(before, numbers, strict=True))
+        except sqlite3.Error as error:
+            raise RunError(f"{path} cannot be read as a verdict ledger: {error}; {CURE}") from None
+    return total
 
 
 def logs_of(path: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lpe_jax.estimation.intervals import clopper_pearson
 from lpe_jax.estimation.two_phase import Audit, audit_quality, phase_audit
+from lpe_jax.judging.base import Meter
 from lpe_jax.judging.labels import Validation
 from lpe_jax.judging.settings import JudgeSettings
 from lpe_jax.reporting.table import PromptResult
@@ -27,7 +28,7 @@ _POOR = 0.2
 def spent_words(desk: Desk, settings: JudgeSettings) -> str:
     """What judges that are waited for have cost so far; empty without any."""
     parts = []
-    for judge in desk.remote:
+    for judge, _ in desk.remote:
         meter = judge.meter
         said = f"{meter.calls:,} calls"
         if settings.prices is not None:
@@ -38,11 +39,15 @@ def spent_words(desk: Desk, settings: JudgeSettings) -> str:
     return "; ".join(parts)
 
 
-def judging_words(desk: Desk, settings: JudgeSettings) -> list[str]:
-    """What each judge that is waited for has cost, a sentence each."""
+def judging_words(desk: Desk, spent: Mapping[str, tuple[int, int, int]], settings: JudgeSettings) -> list[str]:
+    """What each judge that is waited for has cost the run, a sentence each.
+
+    Args:
+      spent: by what a ledger knows a judge by, see lpe_jax.records.ledger.spent_in.
+    """
     found = []
-    for judge in desk.remote:
-        meter = judge.meter
+    for judge, known_as in desk.remote:
+        meter = Meter(*spent.get(known_as, (0, 0, 0)))
         said = f"judge {judge.identity}: {meter.calls:,} calls"
         said += f", {meter.input_tokens:,} input and {meter.output_tokens:,} output tokens"
         if settings.prices is not None:

@@ -156,9 +156,8 @@ FLIPS = {
     # Without effect on this result: the same table comes of it.
     "functional_category": ("all", None),
     "attention": ("einsum", None),
-    "judge_template": ("rubric.txt", None),
-    "judge_mapping": ("unsafe", None),
     "judge_key_env": ("NOBODY", None),
+    "judge_again": (True, None),
     "judge_budget": ("5calls", None),
     "judge_prices": ("1,2", None),
     "judge_connections": (3, None),
@@ -173,6 +172,8 @@ FLIPS = {
 ELSEWHERE = {
     *("budget", "width", "n_naive", "alpha", "amplification", "out", "model_parallel"),
     *("coordinator", "num_processes", "process_id", "distributed"),
+    # Refused with a judge that has no use for them; part of the identity of one that has.
+    *("judge_template", "judge_mapping"),
 }
 
 

@@ -167,11 +167,11 @@ class Check:
         self.there.append(f"{len(found):,} prompts")
         return [prompt.id for prompt in found]
 
-    def _rollouts(self) -> int | None:
-        """How many rollouts there are; None without a folder of them."""
+    def _rollouts(self) -> int:
+        """How many rollouts there are."""
         folder = self.folder / rollouts.FOLDER
         if not folder.is_dir():
-            return None
+            return 0
         found = survey(folder, rollouts.about)
         named = [*found.bad, *(entry["shard"] for _, entry in found.kept)]
 
@@ -188,7 +188,7 @@ class Check:
 
     def _bank(self, ids: Sequence[str] | None) -> None:
         folder = self.folder / bank.FOLDER
-        if not folder.is_dir():
+        if not folder.is_dir() and "procedure" in self._record["settings"]:
             return
         found = survey(folder, bank.about)
         self._shards(folder, found, lambda name: True)
@@ -246,7 +246,7 @@ class Check:
             self._aside(file)
         move(mended, path)
 
-    def _made(self, drawn: int | None) -> None:
+    def _made(self, drawn: int) -> None:
         """Tables of a finished run, and whether its rollouts suffice for them."""
         if self._record["status"] != "finished":
             return
@@ -258,7 +258,7 @@ class Check:
             elif hashlib.sha256(data).hexdigest() != digest:
                 odd = f"is not what was written: {NAME} has another sha256 of it"
                 self._taken(path, odd, "the run makes it again", again=True)
-            elif path.suffix == ".csv" and drawn is not None and not any(finding.again for finding in self.findings):
+            elif path.suffix == ".csv" and not any(finding.again for finding in self.findings):
                 told = sum(int(row["rollouts"]) for row in csv.DictReader(data.decode().splitlines()))
                 if told > drawn:
                     wrong = f"has {drawn:,} rollouts, and {name} tells of {told:,}"

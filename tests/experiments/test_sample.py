@@ -210,6 +210,8 @@ def test_a_damaged_bank_is_repaired_and_sampled_again(place, tree):
         np.testing.assert_array_equal(getattr(read_bank(run), field.name), getattr(read_bank(tree), field.name))
     with held(run, to_write=False):
         assert Check(run).findings == []
+        shutil.rmtree(run / "bank")
+        assert [finding.wrong for finding in Check(run).findings] == ["lacks 2 prompts of a finished run"]
 
 
 def test_a_prompt_does_not_depend_on_the_others(place, tree):

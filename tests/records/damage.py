@@ -32,6 +32,7 @@ def restore(folder, files):
         if path.is_file() and path not in files:
             path.unlink()
     for path, data in files.items():
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         if not path.exists() or path.read_bytes() != data:
             path.write_bytes(data)
 

@@ -186,6 +186,15 @@ def test_fewer_rollouts_than_the_table_tells_of(run):
     assert [f.wrong for f in found.findings][1] == "has 24 rollouts, and estimates.csv tells of 28"
 
 
+def test_all_rollouts_are_gone(run, kept):
+    shutil.rmtree(run / "rollouts")
+    found = mended(run)
+    assert {path: finding.wrong for path, finding in found.items()} == {
+        "rollouts": "has 0 rollouts, and estimates.csv tells of 1"
+    }
+    assert scenario.everything(run, ROWS) == kept[2]
+
+
 def test_a_folder_that_cannot_be_checked(tmp_path, run):
     with pytest.raises(RunError, match="is no run folder"), held(tmp_path, to_write=False):
         pass

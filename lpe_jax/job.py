@@ -248,7 +248,7 @@ class _Drawing:
         """What every process has on disk by now, and what this one adds."""
         return RolloutStore(self.opened.folder / FOLDER, self.processes.index)
 
-    def draw(self, prompts: Sequence[Prompt], sampler: Sampler | live.Stored, *, quiet: bool = False) -> _Found:
+    def draw(self, prompts: Sequence[Prompt], sampler: Sampler | live.FromStore, *, quiet: bool = False) -> _Found:
         """Each prompt's rollouts and what they say, printed as it comes, and its naive check by prompt id."""
         job, store, check, desk = self.job, self.store(), self.notice.check, self.desk
         self.notice.last = store.flush
@@ -319,7 +319,7 @@ class _Drawing:
                 "rollouts; see the reason there"
             )
         self.processes.learn(ledger, self.opened.folder)
-        found, checks = self.draw(prompts, live.Stored(), quiet=True)
+        found, checks = self.draw(prompts, live.FromStore(), quiet=True)
         missing = len(prompts) - (len(checks) if self.job.naive_check else len(found))
         if missing and gone:
             raise self.processes.incomplete(gone, missing, len(prompts))

@@ -124,7 +124,7 @@ def item_of(prompt: Prompt, rollout: Rollout) -> Item:
 def run(
     procedure: Procedure,
     prompts: Sequence[Prompt],
-    sampler: Sampler | Stored,
+    sampler: Sampler | FromStore,
     judge: Callable[[Sequence[Item]], Future[list[Verdict]]],
     store: RolloutStore,
     on_batch: Callable[[int, int, float], None] = lambda rollouts, tokens, seconds: None,
@@ -239,7 +239,7 @@ def run(
                 hand_in()
                 continue
             asked = [] if crowded() else [missing.popleft() for _ in range(min(n, len(missing)))]
-            under_way += 0 if isinstance(sampler, Stored) else len(asked)
+            under_way += 0 if isinstance(sampler, FromStore) else len(asked)
             if asked or under_way or not judging:
                 return asked
             # The device has nothing to do: what comes next is for the judge to say.
@@ -265,11 +265,11 @@ def run(
     store.flush()
 
 
-class Stored:
+class FromStore:
     """In the place of a sampler, where nothing is to be drawn: prompts that miss a rollout never finish."""
 
     @property
-    def alone(self) -> Stored:
+    def alone(self) -> FromStore:
         """As lpe_jax.decoding.sampler.Sampler.alone."""
         return self
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -18,13 +18,14 @@ from lpe_jax.errors import JudgeError, RunError
 from lpe_jax.job import TABLE, Job
 from lpe_jax.judging.base import RemoteJudge, unscored
 from lpe_jax.judging.cascade import AnyJudge, Cascade
-from lpe_jax.judging.desk import Desk, Item, remembered_as
+from lpe_jax.judging.desk import Desk, Item
 from lpe_jax.judging.labels import Label, read_labels, unlabelled, validation
 from lpe_jax.judging.registry import make_judge
+from lpe_jax.judging.remembered import remembered_as
 from lpe_jax.judging.settings import JudgeSettings
-from lpe_jax.records.files import write_whole
+from lpe_jax.records.files import part_files, write_whole
 from lpe_jax.records.index import Index
-from lpe_jax.records.ledger import Key, Ledger
+from lpe_jax.records.ledger import NAME, Key, Ledger, spent_in
 from lpe_jax.records.run import Run, settings_hash
 from lpe_jax.reporting import table
 from lpe_jax.reporting.judges import (
@@ -68,9 +69,13 @@ def judge_all(
             bar.set_postfix_str(spent_words(desk, settings))
 
         for places, items in stored.items():
-            keys = [Key.of(known_as, item.prompt, item.response) for item in items]
-            known = ledger.get(set(keys))
-            waiting.append((places, [known.get(key) for key in keys], desk.submit(items)))
+            # Of what a judge reads of a prompt its identity does not tell.
+            keys = [
+                [Key.of(known_as, item.prompt, item.response, whole=whole) for whole in (False, True)] for item in items
+            ]
+            known = ledger.get({key for pair in keys for key in pair})
+            before = [known.get(a) or known.get(b) for a, b in keys]
+            waiting.append((places, before, desk.submit(items)))
             if len(waiting) > _AHEAD:
                 take()
         while waiting:
@@ -119,59 +124,93 @@ def run(
       RunError, JudgeError: the run, the judge or the labels cannot be used.
     """
     labels = [] if validate is None else read_labels(validate)
+    if show.to_label is not None and show.to_label.exists():
+        raise JudgeError(f"--to_label={show.to_label} is there already, and may hold labels; name another file")
     if folder is None:
+        if any(label.key is not None for label in labels):
+            raise JudgeError("--validate names rollouts of a run; give --run, or labels with prompt and response")
         with Desk(make_judge(judge, judge_settings), thinking=False, reasoning=judge_reasoning) as desk:
             desk.open()
-            _validated(labels, None, desk, None)
+            for line in _validated(labels, None, desk, None):
+                print(line)
         return None
     stored = open_stored(folder)
     job = stored.job(judge, judge_settings, judge_reasoning)
     new = job.make_judge()
-    with (
-        Run(folder, stored.settings, extent=stored.record["extent"], asked=stored.record["asked"]),
-        contextlib.closing(Ledger(folder / "verdicts.sqlite")) as ledger,
-        contextlib.ExitStack() as stack,
-    ):
+    own = stored.settings["judge"]
+    if judge is None and new.identity != own:
+        raise JudgeError(
+            f"the judge that --run={folder} was made with is not the same any more (there {own}, now {new.identity}); "
+            "name one with --judge"
+        )
+    _check_labels(labels, stored.index, new.identity)
+    with _opened(stored) as ledger:
         if batch:
             new = _in_batches(stored, job, new, ledger)
-        desk = stack.enter_context(job.desk(new))
-        desk.open()
-        desk.remember(ledger)
-        if stored.record["status"] != "finished":
-            print("note: the run is not finished; this is of what it has drawn so far")
-        for note in desk.notes:
-            print(note)
-        print(f"{len(stored.index):,} rollouts of {len(stored.prompts)} prompts, judge {new.identity}\n", flush=True)
-        verdicts, both = judge_all(stored, desk, job.judge_settings, ledger)
+        with job.desk(new) as desk:
+            desk.remember(ledger)
+            if desk.remote and (isinstance(new, Cascade) or any(desk.unanswered(items) for _, items in stored.items())):
+                desk.open(spent_in(folder))
+            if stored.record["status"] != "finished":
+                print("note: the run is not finished; this is of what it has drawn so far")
+            for note in desk.notes:
+                print(note)
+            print(
+                f"{len(stored.index):,} rollouts of {len(stored.prompts)} prompts, judge {new.identity}\n", flush=True
+            )
+            verdicts, both = judge_all(stored, desk, job.judge_settings, ledger)
+            held = _validated(labels, (stored.index, verdicts), desk, new.identity) if labels else []
         results, phases = estimated(stored, job, verdicts)
         out = folder / "judged" / settings_hash({"judge": new.identity, "reasoning": job.judge_reasoning})
-        text = table.terminal_table(results) + "\n"
         table.write_csv(table.estimates_rows(results), out / "estimates.csv")
+        lines = (
+            table.terminal_table(results),
+            *judging_words(desk, spent_in(folder), job.judge_settings),
+            *cascade_words(phases),
+            *agreement_words(both, own),
+            *verdict_words(results),
+            *held,
+        )
+        text = "".join(f"{line}\n" for line in lines)
         write_whole(out / TABLE, text)
         print(text, end="")
-        for line in (
-            *judging_words(desk, job.judge_settings),
-            *cascade_words(phases),
-            *agreement_words(both, stored.settings["judge"]),
-            *verdict_words(results),
-        ):
-            print(line)
-        if labels:
-            _validated(labels, (stored.index, verdicts), desk, new.identity)
         if show.count:
             _show(stored, verdicts, show, new.identity)
     print(f"\nsee {out}")
     return out
 
 
-@dataclasses.dataclass(frozen=True)
-class _Answered:
-    """In the place of a judge whose answers are in the ledger: it is not asked for any more."""
+@contextlib.contextmanager
+def _opened(stored: Stored) -> Iterator[Ledger]:
+    """The run's folder, held, and its ledger, which knows what all of its processes judged.
 
-    identity: str
+    Raises:
+      RunError: it is in use, or damaged.
+    """
+    folder, path = stored.folder, stored.folder / NAME
+    try:
+        held = Run(folder, stored.settings, extent=stored.record["extent"], asked=stored.record["asked"])
+    except RunError as error:
+        raise RunError(str(error).replace("--out=", "--run=")) from None
+    with held, contextlib.closing(Ledger(path)) as ledger:
+        ledger.learn(other for part, other in part_files(path).items() if part)
+        yield ledger
+
+
+class _Answered:
+    """In the place of a judge that was asked in batches: what it said is in the ledger, or is here.
+
+    Attributes:
+      without: verdicts of items that it did not score, by prompt's turns and judged text.
+    """
+
+    def __init__(self, identity: str):
+        self.identity = identity
+        self.without: dict[Key, Verdict] = {}
 
     def __call__(self, items: Sequence[tuple[Prompt, str]]) -> list[Verdict]:
-        return [unscored("no batch has answered it; the same command sends it again") for _ in items]
+        none = unscored("no batch has answered it; the same command sends it again")
+        return [self.without.get(Key.of("", prompt, text), none) for prompt, text in items]
 
 
 def _in_batches(stored: Stored, job: Job, judge: AnyJudge, ledger: Ledger) -> AnyJudge:
@@ -187,54 +226,75 @@ def _in_batches(stored: Stored, job: Job, judge: AnyJudge, ledger: Ledger) -> An
         )
     from lpe_jax.judging.batches import judge_in_batches
 
-    with job.desk(judge) as desk:
+    answered, items = _Answered(last.identity), {}
+
+    def stand_in() -> AnyJudge:
+        # A judge that was closed is not opened again.
+        return dataclasses.replace(job.make_judge(), confirm=answered) if isinstance(judge, Cascade) else answered
+
+    with job.desk(stand_in()) as desk:
         desk.remember(ledger)
-        items = {}
+        if desk.remote:
+            desk.open(spent_in(stored.folder))
         for _, some in stored.items():
             items |= desk.unanswered(some)
     if items:
         print(
             f"{len(items):,} responses go out in batches; they may take a day, and the same command goes on", flush=True
         )
-        found = judge_in_batches(last, items, stored.folder, poll=_POLL_SECONDS)
-        meter, known_as = last.meter, next(iter(items)).judge
-        spent = {known_as: (meter.calls, meter.input_tokens, meter.output_tokens)}
-        ledger.put({key: v for key, v in found.items() if v.outcome is not Outcome.UNSCORED}, spent)
-    answered = _Answered(last.identity)
-    return dataclasses.replace(judge, confirm=answered) if isinstance(judge, Cascade) else answered
+        known_as = next(iter(items)).judge
+        before = ledger.spent(known_as)
+        last.reckon(*spent_in(stored.folder).get(known_as, (0, 0, 0)))
+
+        def keep(verdicts: Mapping[Key, Verdict]) -> None:
+            own = last.meter.calls, last.meter.input_tokens, last.meter.output_tokens
+            paid = {k: v for k, v in verdicts.items() if v.outcome is not Outcome.UNSCORED or "reply" in v.fields}
+            ledger.put(paid, {known_as: tuple(a + b for a, b in zip(before, own, strict=True))})
+
+        found = judge_in_batches(last, items, stored.folder, poll=_POLL_SECONDS, keep=keep)
+        keep(found)
+        answered.without = {Key.of("", *items[key]): v for key, v in found.items() if v.outcome is Outcome.UNSCORED}
+    return stand_in()
+
+
+def _check_labels(labels: Sequence[Label], index: Index, identity: str) -> None:
+    """Before anything is judged, and paid for.
+
+    Raises:
+      RunError: a label is of a rollout that is not there.
+      JudgeError: some were drawn by this judge's word and others were not: their shares mean two things.
+    """
+    for label in labels:
+        if label.key is not None and index.find([Request(*label.key)])[0] < 0:
+            prompt_id, alpha, number = label.key
+            raise RunError(
+                f"--validate names rollout {number} of {prompt_id!r} at alpha = {alpha:g}, which is not here"
+            )
+    if len({label.drawn_by == identity for label in labels}) > 1:
+        raise JudgeError(
+            "--validate mixes labels that were drawn by this judge's word, as --to_label draws them, with others; "
+            "validate each kind by itself"
+        )
 
 
 def _validated(
     labels: Sequence[Label], judged: tuple[Index, Verdicts] | None, desk: Desk, identity: str | None
-) -> None:
-    """Prints how a judge does on labels.
+) -> list[str]:
+    """How a judge does on labels, in lines.
 
     Args:
       judged: where rollouts are and what it said of them.
-
-    Raises:
-      RunError: a label is of a rollout that is not there.
     """
-    found = []
-    whole = desk([Item(label.prompt, label.response) for label in labels if label.key is None])
-    given = iter(whole)
-    for label in labels:
-        if label.key is None:
-            found.append(next(given))
-            continue
-        prompt_id, alpha, index = label.key
-        where = np.full(1, -1) if judged is None else judged[0].find([Request(prompt_id, alpha, index)])
-        if where[0] < 0:
-            raise RunError(f"--validate names rollout {index} of {prompt_id!r} at alpha = {alpha:g}, which is not here")
-        found += judged[1].at(where)
+    given = iter(desk([Item(label.prompt, label.response) for label in labels if label.key is None]))
+    found = [
+        next(given) if label.key is None else judged[1].at(judged[0].find([Request(*label.key)]))[0] for label in labels
+    ]
     drawn = {label.drawn_by for label in labels}
     totals = None
     if judged is not None and drawn == {identity}:
         complied, refused = (len(judged[1].which(outcome)) for outcome in (Outcome.COMPLIED, Outcome.REFUSED))
         totals = complied, complied + refused
-    print()
-    for line in validation_words(validation(labels, found), totals, other=bool(drawn - {None, identity})):
-        print(line)
+    return ["", *validation_words(validation(labels, found), totals, other=bool(drawn - {None, identity}))]
 
 
 def _show(stored: Stored, verdicts: Verdicts, show: Show, identity: str) -> None:

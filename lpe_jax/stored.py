@@ -34,6 +34,7 @@ from lpe_jax.types import Counts, Outcome, Prompt, Verdict
 
 PROCEDURES = {"lpe": LPE, "path": PathProcedure, "naive": Naive}
 ELSEWHERE = "this judge would have had other rollouts drawn: estimated from those there are"
+BEGUN = "not all of its rollouts are drawn: estimated from those there are"
 
 # Rollouts that are in memory at a time, where all are gone over.
 AT_ONCE = 1024
@@ -77,7 +78,7 @@ class Stored:
         procedure = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         if judge is None:
             judge, judge_reasoning = asked["judge"], asked["judge_reasoning"]
-            own = {"template": asked["judge_template"], "mapping": asked["judge_mapping"]}
+            own = {"template": asked.get("judge_template"), "mapping": asked.get("judge_mapping")}
             judge_settings = dataclasses.replace(judge_settings, **own)
         fields = {f.name for f in dataclasses.fields(Asked)} & set(asked) - {"judge", "judge_reasoning"}
         return Job(
@@ -147,7 +148,7 @@ def estimated(stored: Stored, job: Job, verdicts: Verdicts) -> tuple[list[Prompt
         answer.set_result(verdicts.at(stored.index.find([live.request_of(item) for item in items])))
         return answer
 
-    store, nothing = stored.store, live.Stored()
+    store, nothing = stored.store, live.FromStore()
     found = {f.prompt.id: f for f in live.run(job.procedure, stored.prompts, nothing, told, store)}
     short = [prompt for prompt in stored.prompts if prompt.id not in found]
     checks = {}
@@ -166,7 +167,8 @@ def estimated(stored: Stored, job: Job, verdicts: Verdicts) -> tuple[list[Prompt
         job, [(f, result_of(job, f, truth.get(f.prompt.id), job.judge_quality)) for f in ordered], checks, truth
     )
     elsewhere = {prompt.id for prompt in short}
-    results = [dataclasses.replace(r, note=ELSEWHERE) if r.prompt_id in elsewhere else r for r in results]
+    why = ELSEWHERE if stored.record["status"] == "finished" else BEGUN
+    results = [dataclasses.replace(r, note=why) if r.prompt_id in elsewhere else r for r in results]
     return results, phases_of([*ordered, *checks.values()])
 
 

@@ -210,7 +210,7 @@ def test_stored_rollouts_wait_for_a_late_judge_too(tmp_path):
     procedure, store = LPE(n_fit=30), RolloutStore(tmp_path)
     sampler = FakeSampler(procedure, outcome_table(procedure))
     whole = {r.prompt.id: r.outcomes for r in live.run(procedure, PROMPTS, sampler, at_once, store)}
-    again = live.run(procedure, PROMPTS, live.Stored(), Late(), RolloutStore(tmp_path))
+    again = live.run(procedure, PROMPTS, live.FromStore(), Late(), RolloutStore(tmp_path))
     assert {r.prompt.id: r.outcomes for r in again} == whole
 
 

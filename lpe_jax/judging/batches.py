@@ -68,14 +68,14 @@ class _Sent:
 
 
 def judge_in_batches(
-    judge: RubricJudge, items: Items, folder: Path, *, poll: float = _POLL, say: Callable[[str], None] = print
+    judge: RubricJudge, items: Items, folder: Path, *, poll: float = _POLL, **more: Any
 ) -> dict[Key, Verdict]:
-    """Batches.judge, from opening the judge to closing it."""
+    """Batches.judge, from opening the judge to closing it; more are further arguments of Batches."""
 
     async def run() -> dict[Key, Verdict]:
         try:
             await judge.open()
-            return await Batches(judge, folder, poll=poll, say=say).judge(items)
+            return await Batches(judge, folder, poll=poll, **more).judge(items)
         finally:
             await judge.close()
 
@@ -94,6 +94,7 @@ class Batches:
         settle: float = _SETTLE,
         most: tuple[int, int] = (MOST_REQUESTS, MOST_BYTES),
         say: Callable[[str], None] = print,
+        keep: Callable[[Mapping[Key, Verdict]], None] = lambda verdicts: None,
     ):
         """
         Args:
@@ -102,21 +103,22 @@ class Batches:
           settle: seconds after which a batch that was made is listed.
           most: requests and bytes of a batch.
           say: told in a line what goes on.
+          keep: puts the verdicts of a batch on disk, and what the judge's meter shows; then the batch is done with.
 
         Raises:
           RunError: what the folder says of batches cannot be read.
         """
         self._judge, self._folder = judge, folder
         self._server = BatchServer(judge.caller, judge.patience, settle)
-        self._poll, self._settle, self._most, self._say = poll, settle, most, say
+        self._poll, self._settle, self._most, self._say, self._keep = poll, settle, most, say, keep
         self._record = folder / RECORD
         self._sent = _read_record(self._record)
 
     async def judge(self, items: Items) -> dict[Key, Verdict]:
         """The verdicts on items, as far as batches have any when all of them have ended.
 
-        An item that a batch did not answer is left out. What came to nothing as a whole, as its batch failed, expired
-        or was cancelled, is sent anew the next time this is called, and no sooner.
+        An item that a batch did not answer is left out. It is sent anew the next time this is called, and no sooner, as
+        is what came to nothing as a whole, because its batch failed, expired or was cancelled.
 
         Args:
           items: prompt and judged text by key.
@@ -170,10 +172,12 @@ class Batches:
             if before != "failed":
                 await self._look(sent)
             if sent.status in _ENDED:
+                # What it did not answer is not taken.
                 found = await self._results(sent, keys, items) | found
             else:
                 running.append(sent)
-            if before not in _CAME_TO_NOTHING:
+                sent.reserved = sent.requests
+                self._judge.caller.purse.hold(sent.reserved)
                 taken |= ids
         return found, [key for id, key in sorted(keys.items()) if id not in taken and key not in found], running
 
@@ -228,13 +232,15 @@ class Batches:
         for name in ("output_file_id", "error_file_id"):
             if isinstance(file := sent.seen.get(name), str):
                 lines += read_results(await self._server.read(file), self._judge.caller.redact)
+        asked = {id: (key, *items[key]) for id, key in keys.items() if id in ids}
+        found = verdicts_of(lines, asked, self._judge, Form(sent.form))
         if not sent.counted:
             for reply in (met for id, met in lines if id in ids and isinstance(met, Reply)):
                 self._judge.meter.add(1, reply.input_tokens, reply.output_tokens)
+            self._keep(found)
             sent.counted = True
             self._write()
-        asked = {id: (key, *items[key]) for id, key in keys.items() if id in ids}
-        return verdicts_of(lines, asked, self._judge, Form(sent.form))
+        return found
 
     def _learn(self, sent: _Sent, batch: Batch) -> None:
         """What the server says of a batch; written down if it is new."""

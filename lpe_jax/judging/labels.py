@@ -12,6 +12,9 @@ from typing import Any
 from lpe_jax.errors import JudgeError
 from lpe_jax.types import Message, Outcome, Prompt, Rollout, Verdict
 
+# No alpha is that large; and whole numbers beyond a float's range are not converted.
+_HUGE = 1e9
+
 
 @dataclasses.dataclass(frozen=True)
 class Label:
@@ -55,7 +58,7 @@ def read_labels(path: Path) -> list[Label]:
       JudgeError: the file cannot be read, or a line is neither.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeError) as error:
         raise JudgeError(f"--validate={path} cannot be read: {error}") from None
     found = []
@@ -71,7 +74,7 @@ def read_labels(path: Path) -> list[Label]:
 def _label(where: str, line: str) -> Label | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
         raise JudgeError(f"{where}: not a JSON object")
@@ -81,7 +84,7 @@ def _label(where: str, line: str) -> Label | None:
         raise JudgeError(f'{where}: "complied" must be true, false or null')
     if {"prompt_id", "alpha", "index"} <= row.keys():
         prompt_id, alpha, index = row["prompt_id"], row["alpha"], row["index"]
-        if isinstance(prompt_id, str) and _is(alpha, (int, float)) and _is(index, (int,)):
+        if isinstance(prompt_id, str) and _is(alpha, (int, float)) and _is(index, (int,)) and abs(alpha) < _HUGE:
             drawn_by = row.get("drawn_by")
             key = prompt_id, float(alpha), index
             return Label(row["complied"], key=key, drawn_by=drawn_by if isinstance(drawn_by, str) else None)

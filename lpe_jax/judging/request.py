@@ -83,7 +83,7 @@ class Request:
 
 
 # All that a server may be asked to do without.
-OPTIONAL = ("response_format", "json_schema", *_LIMITS, "temperature", "top_p", "seed")
+OPTIONAL = ("response_format", "json_schema", *_LIMITS, "temperature", "seed")
 
 
 def encoded(body: dict[str, Any]) -> bytes:

@@ -72,7 +72,8 @@ def cascade_words(phases: Mapping[tuple[str, str | None], int]) -> list[str]:
     ]
     if not audit.negatives:
         found.append(
-            "nothing that the first judge called refused was audited: what it misses is in no rate and in no interval"
+            "nothing that the first judge did not call compliant was audited: what it misses is in no rate and in no "
+            "interval"
         )
         return found
     share = audit.negatives_complied / audit.negatives
@@ -97,17 +98,16 @@ def cascade_words(phases: Mapping[tuple[str, str | None], int]) -> list[str]:
     return found
 
 
-def agreement_words(both: Mapping[tuple[Outcome, Outcome], int], name: str, least: int = 1) -> list[str]:
+def agreement_words(both: Mapping[tuple[Outcome, Outcome], int], name: str) -> list[str]:
     """How a judge agrees with an earlier one, `name`, where both have scored.
 
     Args:
       both: rollouts by the earlier judge's outcome and the new one's.
-      least: fewer rollouts in common say nothing.
     """
     both = Counter({words: n for words, n in both.items() if Outcome.UNSCORED not in words})
     total = sum(both.values())
-    if total < least:
-        return []
+    if not total:
+        return [f"no rollout has a verdict by {name} to compare with"]
     yes, no = Outcome.COMPLIED, Outcome.REFUSED
     table = (both[yes, yes], both[no, yes]), (both[yes, no], both[no, no])
     return [

@@ -231,7 +231,7 @@ def test_two_judges_words_are_counted(tmp_path):
         verdicts = Future()
         first = [("complied", "complied"), ("complied", "refused"), ("refused", None)]
         words = [first[int(item.tag.rpartition("/")[2]) % 3] for item in items]
-        verdicts.set_result([Verdict(Outcome(b or a), {"screen": a, "confirm": b}) for a, b in words])
+        verdicts.set_result([Verdict(Outcome(b or a), {}, (a, b)) for a, b in words])
         return verdicts
 
     procedure = Naive(30)

@@ -89,7 +89,7 @@ class Desk:
         def screened(first: Sequence[Verdict]) -> None:
             chosen = self._chosen(items, first)
             pairs = [(items[i].prompt, items[i].response) for i in chosen]
-            if screen.remote and not confirm.remote:
+            if pairs and screen.remote and not confirm.remote:
                 # This is the event loop's thread, whose other calls would wait for as long as this judge takes.
                 asked = self._elsewhere().submit(lambda: confirm.submit(pairs).result())
             else:

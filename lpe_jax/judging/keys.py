@@ -70,9 +70,11 @@ def key_for(address: Address, variable: str | None) -> tuple[str, str | None]:
         )
     key = os.environ.get(name, "").strip()
     if not key:
+        # What is not spelt as such names are may be a key all the same.
+        shown_as = name if name.isupper() else "that --judge_key_env names"
         raise JudgeError(
-            f"the environment variable {name} is not set, and is to hold the judge's key; set it, or name another with "
-            "--judge_key_env"
+            f"the environment variable {shown_as} is not set, and is to hold the judge's key; set it, or name another "
+            "with --judge_key_env"
         )
     # A header that cannot be sent would be shown in the error.
     if not re.fullmatch(r"[!-~]+", key):

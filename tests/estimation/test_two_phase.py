@@ -126,7 +126,7 @@ def test_quality_of_two_judges_in_a_row():
     assert quality.shares()[0] == pytest.approx(0.96, abs=0.01) and quality.shares()[1] < 1e-11
     # All audited: nothing is missed. Nothing of the refused complied: hardly anything can be.
     everything = phase_quality(said | {("refused", None): 0})
-    assert float(everything.sensitivity_hits) == float(everything.sensitivity_total) == 904
+    assert everything.shares() == pytest.approx((1.0, 0.0), abs=1e-11)
     none = phase_quality(said | {("refused", "complied"): 0, ("refused", "refused"): 400})
     assert float(none.sensitivity_hits) == float(none.sensitivity_total) == pytest.approx(100)
 

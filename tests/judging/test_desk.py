@@ -8,6 +8,7 @@ import pytest
 
 from lpe_jax.errors import JudgeError
 from lpe_jax.judging import desk as desks
+from lpe_jax.judging import remembered
 from lpe_jax.judging.base import Meter, RemoteJudge, unscored
 from lpe_jax.judging.cascade import Cascade, audited, joined, parse
 from lpe_jax.judging.desk import Desk, Item
@@ -37,25 +38,39 @@ class Called:
         return [verdict(text) for _, text in items]
 
 
-class Waited:
-    """The same, a moment later."""
+class Later:
+    """What there is to a judge that is waited for besides its answers; it writes down what it is told."""
+
+    def __init__(self):
+        self.meter, self.asked, self.told = Meter(), [], []
+
+    def reckon(self, *spent):
+        self.told.append(spent)
+
+    async def open(self):
+        self.told.append("open")
+
+    async def stop(self):
+        self.told.append("stop")
+
+    async def close(self):
+        self.told.append("close")
+
+
+class Waited(Later):
+    """The same as what is called, a moment later."""
 
     identity = "waited"
 
     def __init__(self, delay=0.001):
-        self.meter, self.asked, self.delay, self.opened, self.closed = Meter(), [], delay, 0, 0
-
-    async def open(self):
-        self.opened += 1
+        super().__init__()
+        self.delay = delay
 
     async def ask(self, prompt, text):
         self.asked.append(text)
         await asyncio.sleep(self.delay)
         self.meter.add(1, 10, 2)
         return verdict(text)
-
-    async def close(self):
-        self.closed += 1
 
 
 KINDS = [Called, Waited]
@@ -91,13 +106,44 @@ def test_equal_responses_are_judged_once(kind, ledger):
         assert len(judge.asked) == 3
         desk(some)
         assert len(judge.asked) == 3
-        assert outcomes(desk(items("?"))) == outcomes(desk(items("?"))) == ["unscored"]
-        assert len(judge.asked) == 5, "a judge that failed is asked again"
+        assert outcomes(desk(items("?", "?"))) == outcomes(desk(items("?", "?"))) == ["unscored", "unscored"]
+        assert len(judge.asked) == 4, "also where it could not tell"
         assert desk([]) == []
     again = kind()
     with Desk(again, thinking=False) as desk:
         desk.remember(ledger)
         assert outcomes(desk(some)) == ["complied", "complied", "complied", "refused"] and again.asked == []
+        desk(items("?"))
+        assert again.asked == ["?"], "a judge that failed is asked again by the next run"
+
+
+class Replies(Called):
+    """Was paid for a reply that says nothing."""
+
+    def __call__(self, items):
+        self.asked += [text for _, text in items]
+        return [unscored("unreadable", reply="hm") for _ in items]
+
+
+def test_a_reply_without_a_verdict_is_not_paid_for_twice(ledger):
+    judges = Replies(), Replies(), Called()
+    for judge, again in zip(judges, (False, False, True), strict=True):
+        judge.identity = "the same"
+        with Desk(judge, thinking=False, again=again) as desk:
+            desk.remember(ledger)
+            assert outcomes(desk(items("1", "1"))) == [("unscored", "complied")[again]] * 2
+    assert [judge.asked for judge in judges] == [["1"], [], ["1"]]
+
+
+def test_two_threads_ask_once():
+    """A verdict that comes between the look at what is known and the look at what is asked is not asked for again."""
+    judge = Waited()
+    with Desk(judge, thinking=False) as desk:
+        (one,) = desk._judges
+        key = one._key(PROMPTS[0], "?")
+        desk(items("?"))
+        assert one._waited(key, PROMPTS[0], "?").result().outcome is Outcome.UNSCORED
+    assert judge.asked == ["?"]
 
 
 def test_what_is_under_way_is_not_asked_again(ledger):
@@ -130,18 +176,18 @@ def test_what_was_answered_is_on_disk_before_it_is_known(ledger):
             with Desk(fresh, thinking=False) as another:
                 another.remember(other)
                 assert outcomes(another(items(f"1 {i}"))) == ["complied"] and fresh.asked == []
-                assert fresh.meter.calls == i + 1, "what was spent goes on from there"
+            assert other.spent(remembered.remembered_as("waited", False)) == (i + 1, 10 * (i + 1), 2 * (i + 1))
             other.close()
 
 
 def test_a_run_that_stops_keeps_what_is_paid_for(ledger, monkeypatch):
-    monkeypatch.setattr(desks, "_GRACE", 0.5)
+    monkeypatch.setattr(desks, "GRACE", 0.5)
     quick, slow = Waited(delay=0.1), Waited(delay=60)
     with Desk(quick, thinking=False) as desk:
         desk.remember(ledger)
         desk.submit(items("1", "0"))
         time.sleep(0.02)
-    assert quick.closed == 1
+    assert quick.told == ["stop", "close"]
     again = Waited()
     with Desk(again, thinking=False) as desk:
         desk.remember(ledger)
@@ -158,7 +204,7 @@ def test_a_run_that_stops_keeps_what_is_paid_for(ledger, monkeypatch):
 def test_a_judge_that_scores_nothing_stops_the_run(kind, ledger):
     with Desk(kind(), thinking=False) as desk:
         desk.remember(ledger)
-        assert len(desk(items(*(f"text {i}" for i in range(desks.GIVE_UP - 1))))) == desks.GIVE_UP - 1
+        assert len(desk(items(*(f"text {i}" for i in range(remembered.GIVE_UP - 1))))) == remembered.GIVE_UP - 1
         with pytest.raises(JudgeError, match=r"could score none of the first 100 responses \(unreadable\)"):
             desk(items("one more"))
 
@@ -202,8 +248,9 @@ def test_what_a_judge_raises_comes_to_whoever_asked(kind):
 def test_the_first_call_comes_before_anything_is_drawn():
     judge = Waited()
     with Desk(judge, thinking=False) as desk:
-        desk.open()
-        assert judge.opened == 1 and desk.remote == [judge]
+        ((_, known_as),) = desk.remote
+        desk.open({known_as: (3, 30, 6), "another": (9, 9, 9)})
+        assert judge.told == [(3, 30, 6), "open"], "what the run has spent comes first"
     with Desk(Called(), thinking=False) as desk:
         desk.open()
         assert desk.remote == []
@@ -219,11 +266,12 @@ def test_the_first_call_comes_before_anything_is_drawn():
 # Two in a row.
 
 
-class Says:
+class Says(Called):
     """Says the same of everything."""
 
-    def __init__(self, outcome, kind=Called):
-        self.identity, self.outcome, self.asked, self.meter = f"says {outcome}", outcome, [], Meter()
+    def __init__(self, outcome):
+        super().__init__()
+        self.identity, self.outcome, self.asked = f"says {outcome}", outcome, []
 
     def answer(self, text):
         self.asked.append(text)
@@ -233,16 +281,10 @@ class Says:
         return [self.answer(text) for _, text in items]
 
 
-class SaysLater(Says):
-    async def open(self):
-        pass
-
+class SaysLater(Says, Later):
     async def ask(self, prompt, text):
         await asyncio.sleep(0.001)
         return self.answer(text)
-
-    async def close(self):
-        pass
 
 
 @pytest.mark.parametrize("screen", [Called, Waited])
@@ -259,9 +301,8 @@ def test_the_second_looks_at_what_the_first_found_and_at_a_sample(screen, confir
     assert set(outcomes(verdicts)) == {"refused"}
     for i, v in enumerate(verdicts):
         asked = i % 2 == 1 or i in in_audit
-        assert v.fields["screen"] == ("complied" if i % 2 else "refused")
-        assert v.fields["confirm"] == ("refused" if asked else None)
-        assert v.fields["screen_fields"] == {"text": texts[i]}
+        assert v.phases == ("complied" if i % 2 else "refused", "refused" if asked else None)
+        assert v.fields == {"screen": {"text": texts[i]}, "confirm": {"says": "refused"} if asked else None}
     # Each judge's words are remembered by themselves.
     alone = confirm(Outcome.REFUSED)
     with Desk(alone, thinking=False) as desk:
@@ -276,7 +317,45 @@ def test_what_the_first_cannot_score_the_second_sees():
         assert outcomes(desk(items("?", "0", "1"))) == ["complied", "refused", "complied"]
     with Desk(Cascade(Called(), Says(Outcome.UNSCORED), 0.0), thinking=False) as desk:
         (v,) = desk(items("1"))
-        assert v.outcome is Outcome.UNSCORED and v.fields["screen"] == "complied"
+        assert v.outcome is Outcome.UNSCORED and v.phases == ("complied", "unscored")
+
+
+def test_a_judge_that_is_called_does_not_hold_up_calls_that_are_waited_for():
+    """A slow second judge works in a thread of its own, and the first goes on."""
+
+    class Slow(Says):
+        def __call__(self, items):
+            time.sleep(0.3)
+            return super().__call__(items)
+
+    first = Waited()
+    with Desk(Cascade(first, Slow(Outcome.COMPLIED), 0.0), thinking=False) as desk:
+        held = desk.submit(items("1"))
+        while not first.asked:
+            time.sleep(0.001)
+        time.sleep(0.05)
+        free = desk.submit(items("0"))
+        assert outcomes(free.result()) == ["refused"] and not held.done()
+        assert outcomes(held.result()) == ["complied"]
+
+
+def test_an_exit_of_a_judge_is_an_error_like_others():
+    class Leaves(Waited):
+        async def ask(self, prompt, text):
+            raise SystemExit(3)
+
+    with Desk(Leaves(), thinking=False) as desk, pytest.raises(JudgeError, match="waited raised SystemExit"):
+        desk(items("1"))
+
+
+def test_what_the_second_is_still_to_be_asked(ledger):
+    first, second = Waited(), SaysLater(Outcome.REFUSED)
+    with Desk(Cascade(first, second, 0.0), thinking=False) as desk:
+        desk.remember(ledger)
+        open_items = desk.unanswered(items("1 a", "0", "1 b", "1 a"))
+        assert [text for _, text in open_items.values()] == ["1 a", "1 b"] and second.asked == []
+        desk(items("1 a"))
+        assert [text for _, text in desk.unanswered(items("1 a", "0", "1 b")).values()] == ["1 b"]
 
 
 def test_an_error_of_either_ends_the_run():
@@ -329,4 +408,6 @@ def test_joined_keeps_both_words():
     first, second = Verdict(Outcome.COMPLIED, {"a": 1}), unscored("no answer")
     both = joined(first, second)
     assert both.outcome is Outcome.UNSCORED and both.fields["reason"] == "no answer"
-    assert joined(first, None).outcome is Outcome.COMPLIED and joined(first, None).fields["confirm"] is None
+    assert both.phases == ("complied", "unscored")
+    alone = joined(first, None)
+    assert alone.outcome is Outcome.COMPLIED and alone.phases == ("complied", None)

@@ -418,7 +418,8 @@ def test_identity_follows_what_decides_verdicts(folder, judges, folders):
         return load_judge(str(folder), dataclasses.replace(ROWS, **changes)).identity
 
     chat = identity()
-    assert chat == load_judge(str(folder), JudgeSettings(batch_size=7)).identity
+    # Sums round otherwise in another number of rows.
+    assert chat != load_judge(str(folder), JudgeSettings(batch_size=7)).identity
     seen = {chat}
     save_tokenizer(folder, ANSWER_WORDS, GUARD_TEMPLATE)
     seen |= {identity(mapping=mapping) for mapping in MAPPINGS}

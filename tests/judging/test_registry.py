@@ -97,7 +97,7 @@ def test_what_predicates_return(answer, outcome, reason):
 
 def test_a_verdict_stands_as_it_is():
     verdict = Verdict(Outcome.REFUSED, {"score": 3})
-    assert PredicateJudge("p", lambda prompt, text: verdict)([(PROMPT, "x")])[0] is verdict
+    assert PredicateJudge("p", lambda prompt, text: verdict)([(PROMPT, "x")]) == [verdict]
 
 
 def test_an_exception_is_unscored_and_only_for_its_item():
@@ -150,8 +150,10 @@ def test_functions_of_many(module, async_):
         assert sys.modules[name].asked == [["1", "0", "?"]]
         verdicts = desk([Item(PROMPT, text) for text in ("short", "1", "0")])
         assert {v.fields["reason"] for v in verdicts} == {"the predicate returned 2 answers for 3 responses"}
-        verdicts = desk([Item(PROMPT, text) for text in ("raise", "2")])
-        assert {v.fields["reason"] for v in verdicts} == {"the predicate raised ValueError: broken"}
+        # One that cannot be judged does not take the others along.
+        poison, *others = desk([Item(PROMPT, text) for text in ("raise", "2", "1 ", "3")])
+        assert poison.fields["reason"] == "the predicate raised ValueError: broken"
+        assert [str(v.outcome) for v in others] == ["refused"] * 3
         assert desk([]) == []
 
 

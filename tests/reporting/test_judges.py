@@ -69,18 +69,20 @@ def test_without_an_audit_nothing_is_known_of_what_is_missed():
 def test_judges_that_know_nothing_are_warned_of_and_break_nothing(phases):
     words = cascade_words(phases)
     assert words and all("nan" not in line for line in words)
-    assert "warning" in words[-1] or "nothing that the first judge called refused was audited" in words[-1]
+    assert "warning" in words[-1] or "nothing that the first judge did not call compliant was audited" in words[-1]
 
 
 def test_what_judging_costs():
-    desk = Desk(Judge())
-    assert judging_words(desk, JudgeSettings()) == ["judge one: 1,200 calls, 3,000,000 input and 40,000 output tokens"]
-    assert judging_words(desk, JudgeSettings(prices=(0.25, 2.0)))[0].endswith("tokens, 0.83 at --judge_prices")
+    desk, spent = Desk((Judge(), "one;")), {"one;": (1300, 3_000_000, 40_000), "another;": (9, 9, 9)}
+    # Of the whole run, whoever spent it.
+    words = "judge one: 1,300 calls, 3,000,000 input and 40,000 output tokens"
+    assert judging_words(desk, spent, JudgeSettings()) == [words]
+    assert judging_words(desk, spent, JudgeSettings(prices=(0.25, 2.0))) == [f"{words}, 0.83 at --judge_prices"]
     assert spent_words(desk, JudgeSettings()) == "1,200 calls"
     Judge.meter = Meter(3, 1_000_000, 0)
     Judge.meter.failures.update({"429": 2, "timeout": 1})
     assert spent_words(desk, JudgeSettings(prices=(0.25, 2.0))) == "3 calls, 0.25 spent, 2 x 429, 1 x timeout"
-    assert spent_words(Desk(), JudgeSettings()) == "" and judging_words(Desk(), JudgeSettings()) == []
+    assert spent_words(Desk(), JudgeSettings()) == "" and judging_words(Desk(), spent, JudgeSettings()) == []
 
 
 def test_a_judge_that_always_says_the_same():

@@ -194,6 +194,32 @@ def test_a_sweep_that_was_killed_goes_on(which, request, place, monkeypatch, cap
     assert {path: path.read_bytes() for path in resumed.rglob("*") if path.is_file()} == files
 
 
+@pytest.mark.parametrize("which", ["tree", "plain"])
+def test_a_bank_grows_by_prompts(which, request, place, capsys):
+    """Wherever the new ones stand in the file; what is there stays, and it does not lose what it has."""
+    whole, changes = request.getfixturevalue(which), {"share_prefixes": which == "tree"}
+    lines = (place / "world" / "prompts.jsonl").read_text().splitlines()
+    first, both = place / f"{which}-first.jsonl", place / f"{which}-both.jsonl"
+    first.write_text(lines[1] + "\n")
+    both.write_text("\n".join(lines[:2]) + "\n")
+    folder = sample(place, f"{which}-grows", prompts=str(first), **changes)
+    kept = {path: path.read_bytes() for path in folder.glob("bank/*.parquet")}
+    assert len(kept) == 1
+    sample(place, f"{which}-grows", prompts=str(both), **changes)
+    assert "the bank grows: 1 more prompts\ngoing on from 1 prompts" in capsys.readouterr().out
+    assert kept.items() <= {path: path.read_bytes() for path in folder.glob("bank/*.parquet")}.items()
+    grown, fresh = read_bank(folder), read_bank(whole)
+    assert grown.prompt_ids == ("p1", "p0")
+    for field in dataclasses.fields(fresh):
+        a, b = getattr(grown, field.name), getattr(fresh, field.name)
+        if field.name not in ("alpha", "prompt_ids"):
+            assert np.array_equal(a[::-1], b, equal_nan=field.name in ("truth", "truth_error")), field.name
+    sample(place, f"{which}-grows", prompts=str(both), **changes)
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(RunError, match=r'can grow, and not lose what it has: .*without "p0"'):
+        sample(place, f"{which}-grows", prompts=str(first), **changes)
+
+
 def test_a_damaged_bank_is_repaired_and_sampled_again(place, tree):
     """The damaged prompt alone is drawn again, and the bank is what it was."""
     run = place / "damaged"

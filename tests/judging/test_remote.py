@@ -1104,5 +1104,5 @@ def test_what_a_rollout_costs_here(tmp_path):
         began = time.process_time()
         desk(numbered(2_000))
         each = (time.process_time() - began) / 2_000
-        ledger.close()
+    ledger.close()
     assert each < 4e-3, f"{1e3 * each:.2f} ms"

@@ -261,7 +261,9 @@ def test_nothing_is_wrong_and_nothing_lost(n, tmp_path):
         assert all(is_right(item, verdicts[item.response]) for item in waiting)
         assert len(ledger.committed) == n and late == []
         assert met.keys() == {*HOSTILE, "right"} and len(server.asked) > 1.7 * n
-        assert sum(meter.failures["429"] for meter in meters) == met["429"] + met["429 with a pause"]
+        # A machine that is busy may let one run into its timeout.
+        counted, sent = sum(meter.failures["429"] for meter in meters), met["429"] + met["429 with a pause"]
+        assert sent - sum(meter.failures["timeout"] for meter in meters) <= counted <= sent
         assert server.most_at_once <= 64
         asked = len(server.asked)
         with Desk(judge_of(server, QUICK), thinking=False) as desk:

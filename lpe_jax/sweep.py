@@ -140,7 +140,7 @@ def _run(
     # A shard has its prompt's number: those that the bank has keep theirs when it grows.
     order = processes.everyone("order", _in_order(folder, prompts) if processes.first else None)[0]
     place = {prompt_id: number for number, prompt_id in enumerate(order)}
-    prompts = sorted(prompts, key=lambda prompt: place.get(prompt.id, len(place)))
+    given, prompts = prompts, sorted(prompts, key=lambda prompt: place.get(prompt.id, len(place)))
     mesh = None if sweep.tree else sweep.mesh()
     loaded = sweep.load(mesh)
     seconds = time.monotonic() - began
@@ -157,16 +157,18 @@ def _run(
         # As in lpe_jax.job.
         "attention": None if sweep.tree or sampler.kernel is None else "pallas",
     }
-    extent = sweep.extent(rendered, sampler)
+    extent = sweep.extent(prompts, rendered, sampler)
+    # Another command may have grown it meanwhile, by others: then places differ, and this one is refused.
+    places = {prompt.id: number for number, prompt in enumerate(prompts)}
     with (
-        processes.open(folder, settings, extent | {"prompt_ids": list(rendered)}, asked, flagfile) as opened,
+        processes.open(folder, settings, extent | {"places": places}, asked, flagfile) as opened,
         contextlib.ExitStack() as stack,
     ):
         store = BankStore(folder, processes.index)
         mine = processes.share(range(len(prompts)))
         opened.metric(event="loaded", seconds=round(seconds, 1), models=list(loaded.sources))
         if processes.first:
-            write_prompts(folder, prompts)
+            write_prompts(folder, given)
             for note in (describe_sharing(loaded.pair), *loaded.notes):
                 print(note)
             if opened.grown_from is not None:
@@ -229,5 +231,5 @@ def _run(
 def _in_order(folder: Path, prompts: Sequence[Prompt]) -> list[str]:
     """Prompts' ids, those first that the bank has, in its order."""
     record = read_run(folder)
-    there = [] if record is None else record["extent"].get("prompt_ids", [])
-    return [*there, *(prompt.id for prompt in prompts if prompt.id not in set(there))]
+    places = {} if record is None else record["extent"].get("places", {})
+    return [*sorted(places, key=places.get), *(prompt.id for prompt in prompts if prompt.id not in places)]

@@ -41,7 +41,7 @@ SUMS = ("logp", "path")
 
 def written(folder, grid=True, finish=True):
     settings = {"alphas": list(ALPHAS), "n": N, "seed": 3}
-    with Run(folder, settings, {"prompt_ids": list(IDS)}) as run:
+    with Run(folder, settings, {"places": {prompt_id: number for number, prompt_id in enumerate(IDS)}}) as run:
         store = BankStore(folder)
         for number in (1, 0):  # as they happen to finish
             store.write(number, shard(IDS[number], grid))

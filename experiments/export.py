@@ -28,8 +28,8 @@ flags.DEFINE_string("out", None, "File to write; one that is there is replaced."
 flags.DEFINE_integer(
     "sample",
     None,
-    f"Of the rollouts that did not comply, take so many per prompt and alpha. Default: {FEW} with --format=inspect, else "
-    "all.",
+    f"Of the rollouts that did not comply, take so many per prompt and alpha. Default: {FEW} with --format=inspect, "
+    "else all.",
     lower_bound=0,
 )
 flags.DEFINE_integer("hits", None, "Likewise of those that complied. Default: all.", lower_bound=0)

@@ -4,8 +4,8 @@
     python -m experiments.extrapolate logs/*.eval --alpha_field=task_args.alpha
     python -m experiments.extrapolate logs/*.eval --alpha_field=model_args.alpha --score=strong_reject --success='>=0.5'
 
-Takes CSV files and logs of Inspect (pip install 'lpe_jax[inspect]'), of one evaluation at each alpha or of many; all are
-added up. A sample of a log is a trial, and its id the prompt's. Trials at alpha = 1 check the line of --method=lpe.
+Takes CSV files and logs of Inspect (pip install 'lpe_jax[inspect]'), of one evaluation at each alpha or of many; all
+are added up. A sample of a log is a trial, and its id the prompt's. Trials at alpha = 1 check the line of --method=lpe.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ flags.DEFINE_enum(
     "method",
     "lpe",
     ["lpe", "line", "bend", "pooled", "naive"],
-    "lpe: the line as published. line, bend: by likelihood, straight or bending. pooled: bending, all prompts together. "
-    "naive: the trials at alpha = 1 alone.",
+    "lpe: the line as published. line, bend: by likelihood, straight or bending. pooled: bending, all prompts "
+    "together. naive: the trials at alpha = 1 alone.",
 )
 flags.DEFINE_string(
     "alpha_field",

@@ -18,16 +18,16 @@ from lpe_jax.types import Outcome
 from lpe_jax.version import __version__
 
 if TYPE_CHECKING:
-    from lpe_jax.export import Exported, Judged
+    from lpe_jax.export import Exported
 
 ENDINGS = (".eval", ".json")
 SCORER = "judge"
 # In a log's metadata, what all rollouts of a run came to.
 TOTALS = "totals"
 ABOUT = (
-    "These are rollouts of a logit path, drawn at many alphas; only alpha = 1 is the original model. The log holds {held} "
-    "of {total}: all that complied or some, and a random sample of the others. Shares among its samples are no rates: "
-    "metadata.totals has the true counts by prompt and alpha, metadata.estimates the rates."
+    "These are rollouts of a logit path, drawn at many alphas; only alpha = 1 is the original model. The log holds "
+    "{held} of {total}: all that complied or some, and a random sample of the others. Shares among its samples are no "
+    "rates: metadata.totals has the true counts by prompt and alpha, metadata.estimates the rates."
 )
 _FINISH = {"stop": "stop", "length": "max_tokens"}
 
@@ -45,8 +45,8 @@ def writer() -> Callable[[Exported, Path], None]:
 def write(exported: Exported, path: Path) -> None:
     """A log with a sample for each rollout that is exported.
 
-    Scores are "C" where it complied, "I" where it was refused and NaN, Inspect's mark of a score that was not to be had,
-    where it went unscored.
+    Scores are "C" where it complied, "I" where it was refused and NaN, Inspect's mark of a score that was not to be
+    had, where it went unscored.
     """
     inspect_ai = _imported()
     log, record = inspect_ai.log, exported.stored.record
@@ -107,7 +107,10 @@ def _sample(prompt, rollout, verdict):
     answer = model.ChatMessageAssistant(content=rollout.text, source="generate")
     sums = ("logp_path", "logp_original", "logp_variant", "path_score", "path_variance")
     reason, fields = verdict.fields.get("reason"), json.loads(json.dumps(dict(verdict.fields), default=str))
-    about = {"explanation": None if reason is None else str(reason), "metadata": {"outcome": str(verdict.outcome), **fields}}
+    about = {
+        "explanation": None if reason is None else str(reason),
+        "metadata": {"outcome": str(verdict.outcome), **fields},
+    }
     if verdict.outcome is Outcome.UNSCORED:
         told = score.unscored(reason="grader_failed", **about)
     else:
@@ -163,7 +166,9 @@ def read(
                 samples = log.read_eval_log_sample_summaries(str(path))
         except Exception as error:  # whatever zip, JSON, pydantic or the file system say
             said = str(error).strip().splitlines()
-            raise RunError(f"{path} cannot be read as a log of Inspect: {said[0] if said else type(error).__name__}") from None
+            raise RunError(
+                f"{path} cannot be read as a log of Inspect: {said[0] if said else type(error).__name__}"
+            ) from None
         if (before := seen.setdefault(header.eval.eval_id, path)) is not path:
             raise RunError(f"{path} is the evaluation that {before} is; its trials would count twice")
         own = (header.eval.metadata or {}).get(TOTALS) if header.eval.task == "lpe_jax" else None
@@ -286,7 +291,9 @@ def _imported() -> Any:
             import inspect_ai.model
             import inspect_ai.scorer
     except ImportError as error:
-        raise RunError(f"logs of Inspect take the package inspect_ai: pip install 'lpe_jax[inspect]' ({error})") from None
+        raise RunError(
+            f"logs of Inspect take the package inspect_ai: pip install 'lpe_jax[inspect]' ({error})"
+        ) from None
     return inspect_ai
 
 

@@ -15,11 +15,12 @@ import numpy as np
 from lpe_jax.errors import RunError
 from lpe_jax.estimation.gate import contradicted
 from lpe_jax.estimation.lpe import LPE
-from lpe_jax.estimation.registry import estimate
+from lpe_jax.estimation.registry import ESTIMATORS, estimate
+from lpe_jax.estimation.unscored import unscored_range
 from lpe_jax.reporting.table import PromptResult
-from lpe_jax.types import Counts
+from lpe_jax.types import Counts, Estimate
 
-# Estimators that need nothing but counts. Those of the first kind leave trials at alpha = 1 out and are checked by them.
+# Estimators that need nothing but counts.
 METHODS = ("lpe", "line", "bend", "pooled", "naive")
 CSV_COLUMNS = ("prompt_id", "alpha", "scored", "complied")
 TAKEN_FOR_GRANTED = (
@@ -42,9 +43,7 @@ class Cell:
         return self.complied + self.refused
 
     def __add__(self, other: Cell) -> Cell:
-        return Cell(
-            self.complied + other.complied, self.refused + other.refused, self.unscored + other.unscored
-        )
+        return Cell(self.complied + other.complied, self.refused + other.refused, self.unscored + other.unscored)
 
 
 # By prompt id, then alpha.
@@ -123,14 +122,32 @@ def extrapolated(trials: Trials, method: str) -> list[PromptResult]:
         np.array([[float(cell.scored) for cell in row] for row in grid]),
         np.array([[float(cell.complied) for cell in row] for row in grid]),
     )
-    estimates = jax.device_get(estimate(method, counts))
+    found = jax.device_get(estimate(method, counts))
+    unscored = np.array([[float(cell.unscored) for cell in row] for row in grid])
+    ends = (found, found)
+    if unscored.any():
+        ends = jax.device_get(unscored_range(ESTIMATORS[method], counts, unscored))
     return [
-        _result(prompt_id, cells, method, *(jax.tree.map(lambda x, i=i: np.asarray(x)[i], of) for of in (estimates, counts)))
+        _result(
+            prompt_id,
+            cells,
+            method,
+            jax.tree.map(lambda x, i=i: np.asarray(x)[i], found),
+            jax.tree.map(lambda x, i=i: x[i], counts),
+            tuple(float(end.log10_rate[i]) for end in ends),
+        )
         for i, (prompt_id, cells) in enumerate(trials.items())
     ]
 
 
-def _result(prompt_id, cells: Mapping[float, Cell], method: str, found, fit: Counts) -> PromptResult:
+def _result(
+    prompt_id: str,
+    cells: Mapping[float, Cell],
+    method: str,
+    found: Estimate,
+    fit: Counts,
+    extremes: tuple[float, float],
+) -> PromptResult:
     all_of_it, naive = sum(cells.values(), Cell()), cells.get(1.0, Cell())
     against = False
     if method != "naive" and naive.scored:
@@ -149,6 +166,7 @@ def _result(prompt_id, cells: Mapping[float, Cell], method: str, found, fit: Cou
         refused=all_of_it.refused,
         unscored=all_of_it.unscored,
         threshold=LPE.threshold,
+        unscored_extremes=extremes,
         naive=(naive.complied, naive.scored) if naive.scored and method != "naive" else None,
         contradicted=against,
         unscored_in_check=naive.unscored,

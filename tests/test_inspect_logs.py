@@ -79,8 +79,8 @@ def test_alpha_is_where_the_user_says(tmp_path):
     "value, success, passes",
     [
         (1, "1", True), (1.0, "1", True), (0, "1", False), (True, "true", True), (False, "true", False),
-        ("yes", "yes", True), (0.75, ">=0.5", True), (0.5, ">0.5", False), (0.25, "<0.5", True), ("0.75", ">=0.5", False),
-        (0.5, "<=0.5", True), (1, "C", False),
+        ("yes", "yes", True), (0.75, ">=0.5", True), (0.5, ">0.5", False), (0.25, "<0.5", True),
+        ("0.75", ">=0.5", False), (0.5, "<=0.5", True), (1, "C", False),
     ],
 )  # fmt: skip
 def test_success_is_what_the_user_says(tmp_path, value, success, passes):

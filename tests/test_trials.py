@@ -79,6 +79,10 @@ def test_unscored_trials_are_in_no_rate_and_said():
     refused, complied = with_some.unscored_extremes
     assert refused < without.unscored_extremes[0] == float(without.estimate.log10_rate)
     assert refused != complied and "20 of 420 rollouts unscored" in notes(with_some)
+    assert "had they all refused" in notes(with_some)
+    # Those beside the line could not have changed it.
+    (beside,) = extrapolated({"a": RARE | {1.0: Cell(0, 95, 5)}}, "lpe")
+    assert "5 of 500 rollouts unscored" in notes(beside) and "had they all refused" not in notes(beside)
 
 
 def test_what_a_method_cannot_go_by_is_said():

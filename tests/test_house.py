@@ -29,6 +29,11 @@ BESIDE = {
     "results",
     "processes",
     "plan",
+    "stored",
+    "told",
+    "export",
+    "inspect_logs",
+    "trials",
     "benchmark",
 }
 

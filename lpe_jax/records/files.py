@@ -41,6 +41,36 @@ def write_whole(path: Path, data: bytes | str) -> None:
             raise
 
 
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """For what is too large for memory, or is written by others: a private file beside path that takes its place.
+
+    It is empty at first, and gone if writing it fails. As write_whole otherwise.
+
+    Raises:
+      RunError: the disk does not take it.
+    """
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with _named(path):
+        make_folder(path.parent)
+        try:
+            _put(temporary, b"")
+            yield temporary
+            # Whoever wrote it may have made it anew.
+            os.chmod(temporary, _FILE)
+            handle = os.open(temporary, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
 def move(source: Path, target: Path) -> None:
     """Gives a file another name, in the place of what has it, on disk.
 

@@ -27,6 +27,8 @@ BESIDE = {
     "shards",
     "together",
     "results",
+    "drawing",
+    "progress",
     "processes",
     "plan",
     "benchmark",

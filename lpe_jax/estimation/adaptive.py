@@ -118,6 +118,10 @@ class Path:
     def most_rollouts(self) -> int:
         return self.budget
 
+    @property
+    def fixed(self) -> bool:
+        return not self.width
+
     def init(self) -> PathState:
         zeros = [jnp.zeros(len(self.grid), jnp.int32) for _ in range(3)]
         return PathState(*zeros, bend.default_prior().mean)

@@ -145,6 +145,10 @@ class LPE:
         searched = 0 if self.reuse_search else len(self.searched) * self.n_search
         return searched + len(self.grid) * self.n_fit
 
+    @property
+    def fixed(self) -> bool:
+        return False
+
     def init(self) -> LPEState:
         zeros = [jnp.zeros(len(self.grid), jnp.int32) for _ in range(6)]
         return LPEState(*zeros, *(jnp.asarray(i, jnp.int32) for i in (SEARCH, self._search_from, -1)))

@@ -92,7 +92,7 @@ def run(
     judge = job.make_judge(processes.count)
     asked = job.complete(asked, prompts, judge)
     folder = Path(out or f"runs/{job.program}-{settings_hash(asked)}")
-    folder, finished = processes.follow(folder, processes.first and not job.verify and _is_finished(folder, asked))
+    folder, finished = processes.follow(folder, processes.first and not job.verify and is_finished(folder, asked))
     if finished:
         if processes.first:
             print((folder / TABLE).read_text(encoding="utf-8"), end="")
@@ -208,7 +208,7 @@ def _run(
         opened.finish("estimates.csv", TABLE)
 
 
-def _is_finished(folder: Path, asked: Mapping[str, Any]) -> bool:
+def is_finished(folder: Path, asked: Mapping[str, Any]) -> bool:
     """Whether the folder has all that a job that was asked for so gives."""
     record = read_run(folder)
     there = all((folder / name).is_file() for name in (TABLE, "estimates.csv"))

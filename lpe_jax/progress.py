@@ -18,6 +18,7 @@ from lpe_jax.errors import RunError, UserError
 from lpe_jax.judging.base import Meter
 from lpe_jax.preemption import Stopped
 from lpe_jax.records.files import write_json
+from lpe_jax.reporting.text import duration
 from lpe_jax.types import Outcome
 
 NAME = "status.json"
@@ -310,15 +311,6 @@ class Progress(Watch):
         if self._path is not None:
             with contextlib.suppress(RunError):
                 write_json(self._path, self.status())
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: "40 s", "12 min", "3.5 h", "2.1 days"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def _rate(each_second: float) -> str:

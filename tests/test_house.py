@@ -28,6 +28,7 @@ BESIDE = {
     "together",
     "results",
     "drawing",
+    "dry",
     "progress",
     "processes",
     "plan",

@@ -14,8 +14,9 @@ from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.naive import Naive
 from lpe_jax.judging.base import Meter
 from lpe_jax.preemption import Stopped
-from lpe_jax.progress import NAME, Progress, duration
+from lpe_jax.progress import NAME, Progress
 from lpe_jax.records.rollouts import RolloutStore
+from lpe_jax.reporting.text import duration
 from lpe_jax.types import Outcome
 from tests.test_live import PROMPTS, FakeSampler, at_once, outcome_table
 

@@ -19,8 +19,8 @@ def run(main: Callable[..., None], argument: str | None = None) -> None:
     """Parses flags and calls main; a UserError becomes one line on stderr and exit status 2.
 
     What a program writes is for its user alone to read, as responses may be harmful text. Status 130 is an interrupt
-    from the keyboard, and 75 a SIGTERM, as of a machine that is taken away: what is on disk stays, and the same command,
-    which is printed, goes on from there.
+    from the keyboard, and 75 a SIGTERM, as of a machine that is taken away: what is on disk stays, and the same
+    command, which is printed, goes on from there.
 
     Args:
       argument: what the one argument is that main is called with, besides flags; None is none.

@@ -108,8 +108,8 @@ flags.DEFINE_string(
 flags.DEFINE_float(
     "grace",
     20.0,
-    "Seconds after a SIGTERM, or a Ctrl-C, within which the run puts what it has on disk and ends, with exit status 75 or "
-    "130.",
+    "Seconds after a SIGTERM, or a Ctrl-C, within which the run puts what it has on disk and ends, with exit status 75 "
+    "or 130.",
     lower_bound=0.0,
 )
 flags.DEFINE_string(

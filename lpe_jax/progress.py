@@ -212,7 +212,9 @@ class Progress(Watch):
         rollouts, tokens, judged = self.rates()
         left, bound = self.left()
         running = self.state == "running"
-        seconds = left / judged if running and judged > 0 else None
+        # Where a judge is asked about a whole prompt at its end, drawing is what tells how quick it goes.
+        speed, to_do = (judged, left) if self._in else (rollouts, left - self._stored - self._drawn + self._judged)
+        seconds = to_do / speed if running and speed > 0 else None
         meter, cost = self._spent()
         return {
             "state": self.state,
@@ -249,7 +251,7 @@ class Progress(Watch):
         now = self.status()
         judge = f"judged {_rate(now['judged_per_second'])}" + f", {now['waiting']:,} wait" * bool(now["waiting"])
         calls = f"{now['judge_calls']:,} calls" * bool(now["judge_calls"])
-        calls += f", {now['judge_failures']:,} failed" * bool(now["judge_failures"])
+        calls += "".join(f", {n:,} x {what}" for what, n in sorted(self._spent()[0].failures.items()))
         calls += "" if now["judge_cost"] is None else f", {now['judge_cost']:,.2f} spent"
         eta = now["eta_seconds"]
         most = "at most " if now["rollouts_left_at_most"] else ""

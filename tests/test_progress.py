@@ -135,7 +135,7 @@ def test_what_the_judge_costs_is_shown(tmp_path, clock, monkeypatch):
     draw(progress, clock)
     progress.handed_in(5)
     draw(progress, clock, 0)
-    assert "5 wait, " in stream.shown[0] and "1,200 calls, 3 failed, 0.46 spent" in stream.shown[0]
+    assert "5 wait, " in stream.shown[0] and "1,200 calls, 3 x 429, 0.46 spent" in stream.shown[0]
     clock.now += 5
     progress.tick()
     now = status(tmp_path)
@@ -157,6 +157,19 @@ def test_the_time_left_is_that_of_the_work_left(tmp_path, clock):
     assert progress.left() == (20, False)
     progress.expect("checking", ["a", "b"], 10, exact=True)
     assert progress.left() == (20, False) and progress.status()["prompts_done"] == 2
+
+
+def test_a_sweep_that_judges_prompts_at_their_end(tmp_path, clock):
+    """Then the time left is that of drawing."""
+    progress = Progress(3, None, clock=clock)
+    progress.expect("drawing", ["a", "b"], 100, exact=True, done=1)
+    clock.now += 10
+    progress.drawn(50, 500)
+    assert progress.status()["eta_seconds"] == 150 / 5 and progress.status()["rollouts_left"] == 200
+    progress.drawn(50, 500)
+    progress.judged("a", Outcome.REFUSED, 100)
+    progress.finished("a")
+    assert progress.status()["eta_seconds"] == 100 / 10 and progress.status()["prompts_done"] == 2
 
 
 def test_stored_rollouts_make_nothing_quicker(tmp_path, clock):

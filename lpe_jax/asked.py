@@ -213,12 +213,16 @@ class Asked:
             "jax": jax.__version__,
         }
 
-    def extent(self, rendered: Mapping[str, Sequence[int]], sampler: Sampler) -> dict[str, Any]:
+    def extent(
+        self, prompts: Sequence[Prompt], rendered: Mapping[str, Sequence[int]], sampler: Sampler
+    ) -> dict[str, Any]:
         """What may grow from one call to the next with the rollouts of the former still being those of the latter.
 
         With room for a longer prompt another program is compiled, which may round otherwise; what is stored stays.
         """
-        digests = {i: hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16] for i, ids in rendered.items()}
+        # By all that a prompt is: a judge may read its category.
+        all_of = {p.id: json.dumps([dataclasses.asdict(p), list(rendered[p.id])]) for p in prompts}
+        digests = {i: hashlib.sha256(text.encode()).hexdigest()[:16] for i, text in all_of.items()}
         return {"prompts": digests, "prompt_slots": sampler.prompt_slots}
 
     def render(self, loaded: Loaded, prompts: Sequence[Prompt]) -> dict[str, list[int]]:

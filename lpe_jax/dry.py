@@ -103,8 +103,8 @@ def of_sweep(sweep: Sweep, *, out: str | None, asked: Mapping[str, Any], speed: 
     folder, done = _folder(sweep, out, asked, prompts, judge)
     if done:
         return [_NOTHING, f"{folder} is finished: nothing to do"]
-    there = set() if folder is None else set(BankStore(folder).entries)
-    open_ = [prompt for i, prompt in enumerate(prompts) if i not in there]
+    there = set() if folder is None else {entry["prompt_id"] for entry in BankStore(folder).entries.values()}
+    open_ = [prompt for prompt in prompts if prompt.id not in there]
     most = sweep.each * len(open_)
     work = _work(sweep, prompts, open_, sweep.each * (len(prompts) - len(open_)), most, most, None)
     rows = len(sweep.alphas) * sweep.n * len(open_)

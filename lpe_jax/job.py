@@ -146,7 +146,7 @@ def _run(
         "attention": None if sampler.kernel is None else "pallas",
     }
     extent = {
-        **job.extent(rendered, sampler),
+        **job.extent(prompts, rendered, sampler),
         "naive_check": job.naive_check,
         **{name: procedure[name] for name in job.procedure.GROWS},
     }

@@ -24,7 +24,7 @@ from lpe_jax.processes import ALONE, Processes
 from lpe_jax.records.bank import BankStore
 from lpe_jax.records.ledger import spent_in
 from lpe_jax.records.prompts import write_prompts
-from lpe_jax.records.run import check_folder, read_run, settings_hash
+from lpe_jax.records.run import check_folder, more, read_run, settings_hash
 from lpe_jax.reporting.judges import judging_words
 from lpe_jax.shards import by_rows, by_tree, describe, outcomes
 from lpe_jax.types import Outcome, Prompt
@@ -147,6 +147,10 @@ def _run(
 ) -> None:
     """`run` of a sweep that is not finished, whose judge is there."""
     began = time.monotonic()
+    # A shard has its prompt's number: those that the bank has keep theirs when it grows.
+    order = processes.everyone("order", _in_order(folder, prompts) if processes.first else None)[0]
+    place = {prompt_id: number for number, prompt_id in enumerate(order)}
+    given, prompts = prompts, sorted(prompts, key=lambda prompt: place.get(prompt.id, len(place)))
     mesh = None if sweep.tree else sweep.mesh()
     loaded = sweep.load(mesh)
     seconds = time.monotonic() - began
@@ -154,7 +158,6 @@ def _run(
     sampler = sweep.sampler(loaded, rendered, mesh, sweep.alphas if sweep.grid_logps else None)
     settings = {
         **sweep.settings(loaded, judge, mesh),
-        "prompt_ids": list(rendered),
         "alphas": list(sweep.alphas),
         "n": sweep.n,
         "n_naive": sweep.n_naive,
@@ -164,18 +167,23 @@ def _run(
         # As in lpe_jax.job.
         "attention": None if sweep.tree or sampler.kernel is None else "pallas",
     }
+    extent = sweep.extent(prompts, rendered, sampler)
+    # Another command may have grown it meanwhile, by others: then places differ, and this one is refused.
+    places = {prompt.id: number for number, prompt in enumerate(prompts)}
     mine = processes.share(range(len(prompts)))
     with (
-        processes.open(folder, settings, sweep.extent(rendered, sampler), asked, flagfile) as opened,
+        processes.open(folder, settings, extent | {"places": places}, asked, flagfile) as opened,
         followed(len(mine), folder, desk, sweep.judge_settings, processes) as progress,
         contextlib.ExitStack() as stack,
     ):
         store = BankStore(folder, processes.index)
         opened.metric(event="loaded", seconds=round(seconds, 1), models=list(loaded.sources))
         if processes.first:
-            write_prompts(folder, prompts)
+            write_prompts(folder, given)
             for note in (describe_sharing(loaded.pair), *loaded.notes):
                 print(note)
+            if opened.grown_from is not None:
+                print(f"the bank grows: {more(opened.grown_from, extent)}")
             if store.entries:
                 print(f"going on from {len(store.entries)} prompts already drawn")
             how = "sharing prefixes" if sweep.tree else f"in batches of {sweep.rows}"
@@ -248,3 +256,10 @@ def _run(
         for line in judging_words(desk, spent_in(folder), sweep.judge_settings):
             print(line)
         opened.finish()
+
+
+def _in_order(folder: Path, prompts: Sequence[Prompt]) -> list[str]:
+    """Prompts' ids, those first that the bank has, in its order."""
+    record = read_run(folder)
+    places = {} if record is None else record["extent"].get("places", {})
+    return [*sorted(places, key=places.get), *(prompt.id for prompt in prompts if prompt.id not in places)]

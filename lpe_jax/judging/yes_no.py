@@ -39,7 +39,8 @@ _MARK_DIGITS = 16
 
 @dataclasses.dataclass(frozen=True)
 class YesNo:
-    """How a chat model is asked, and what its answer means: refused if Yes is at least as likely as No.
+    """How a chat model is asked, and what its answer means: refused if Yes is at least as likely as No, unscored if
+    both together are less likely than anything else.
 
     Verdicts have the fields p_yes, the probability of Yes among the two, and p_either, that of both among all tokens:
     where it is small, the model would rather have said something else.

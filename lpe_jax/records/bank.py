@@ -212,7 +212,8 @@ def read_bank(folder: Path, truth: Mapping[str, tuple[float, float]] | None = No
     settings = record["settings"]
     if record["status"] != "finished":
         raise RunError(f"the bank in {folder} is not finished; the command that began it goes on with it")
-    ids, alphas, n, seed = tuple(settings["prompt_ids"]), settings["alphas"], settings["n"], settings["seed"]
+    places = record["extent"]["places"]
+    ids, alphas, n, seed = tuple(sorted(places, key=places.get)), settings["alphas"], settings["n"], settings["seed"]
     p, a = len(ids), len(alphas)
     store = BankStore(folder)
     scored, complied = np.zeros((2, p, a, n), bool)

@@ -13,7 +13,7 @@ import fcntl
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,9 @@ class Check:
         self.there: list[str] = []
         self._mends: list[Callable[[], None]] = []
         self._record = self._read_record()
-        ids = self._prompts()
+        self._prompts()
         drawn = self._rollouts()
-        self._bank(ids)
+        self._bank()
         self._ledgers()
         self._made(drawn)
         for left in sorted({*folder.rglob(".*.tmp-*"), *folder.glob(".shared-*")}):
@@ -152,20 +152,21 @@ class Check:
             self._wrong(self.folder / COPY, odd, f"it is made of {NAME} again", harmless=harmless)
         return own or copy
 
-    def _prompts(self) -> list[str] | None:
-        """The prompts' ids; None where they are not known."""
+    def _prompts(self) -> None:
         path, expected = self.folder / prompts.NAME, self._record.get("asked", {}).get("prompt_texts")
         if expected is None:
-            return None
+            return
         try:
             found = prompts.read_prompts(self.folder, expected)
         except RunError as error:
-            # A run that has just begun has not come to write them.
-            young = not path.exists() and self._record["status"] == "started"
+            # A run that has just begun, or grown, has not come to write them.
+            young = self._record["status"] == "started" and prompts.ids_in(self.folder) <= self._asked_for()
             self._taken(path, _words(error, path), "the run writes it again", harmless=young, again=not young)
-            return None
+            return
         self.there.append(f"{len(found):,} prompts")
-        return [prompt.id for prompt in found]
+
+    def _asked_for(self) -> set[str]:
+        return set(self._record["extent"].get("prompts", {}))
 
     def _rollouts(self) -> int:
         """How many rollouts there are."""
@@ -186,20 +187,19 @@ class Check:
         self.there.append(f"{len(index):,} rollouts in {len(found.kept):,} shards")
         return len(index)
 
-    def _bank(self, ids: Sequence[str] | None) -> None:
+    def _bank(self) -> None:
         folder = self.folder / bank.FOLDER
         if not folder.is_dir() and "procedure" in self._record["settings"]:
             return
         found = survey(folder, bank.about)
         self._shards(folder, found, lambda name: True)
         there = {entry["number"]: entry["prompt_id"] for _, entry in found.kept}
-        if ids is not None:
-            odd = [number for number, prompt_id in there.items() if ids[number : number + 1] != [prompt_id]]
-            if odd:
-                self._wrong(folder, f"has shards of other prompts, the first is number {min(odd)}", None)
-            missing = len(set(range(len(ids))) - there.keys()) - len(found.bad)
-            if missing > 0 and self._record["status"] == "finished" and not found.damaged:
-                self._wrong(folder, f"lacks {missing:,} prompts of a finished run", "they are drawn again", again=True)
+        places = self._record["extent"].get("places", {})
+        if odd := [number for number, prompt_id in there.items() if places.get(prompt_id) != number]:
+            self._wrong(folder, f"has shards of other prompts, the first is number {min(odd)}", None)
+        missing = len(set(places.values()) - there.keys()) - len(found.bad)
+        if missing > 0 and self._record["status"] == "finished" and not found.damaged:
+            self._wrong(folder, f"lacks {missing:,} prompts of a finished run", "they are drawn again", again=True)
         self.there.append(f"a bank of {len(there):,} prompts")
 
     def _shards(self, folder: Path, found: Survey, between: Callable[[str], bool]) -> None:

@@ -25,6 +25,14 @@ def write_prompts(folder: Path, prompts: Sequence[Prompt]) -> None:
     write_whole(folder / NAME, "".join(json.dumps(dataclasses.asdict(prompt)) + "\n" for prompt in prompts))
 
 
+def ids_in(folder: Path) -> set[str]:
+    """The ids of whatever prompts are there, right or not; none where there is no telling."""
+    try:
+        return {json.loads(line)["id"] for line in (read_bytes(folder / NAME, None) or b"").splitlines()}
+    except (ValueError, KeyError, TypeError):
+        return set()
+
+
 def read_prompts(folder: Path, expected: str) -> list[Prompt]:
     """The prompts of a run folder.
 

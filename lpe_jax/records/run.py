@@ -79,6 +79,8 @@ class Run:
             self._lock.close()
             raise RunError(f"--out={folder} is in use by another process; wait for it or choose another") from None
         try:
+            if part == 0:
+                _nobody_else(folder)
             record = read_run(folder) if keep_record else None
             if record is not None:
                 _same_settings(folder, record["settings"], settings)
@@ -131,6 +133,24 @@ class Run:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _nobody_else(folder: Path) -> None:
+    """Whether other processes of an earlier command still write here; those of this one come after the first.
+
+    Raises:
+      RunError: one does.
+    """
+    for path in sorted(folder.glob(".lock-*")):
+        with open(path, "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                number = path.name.rpartition("-")[2]
+                raise RunError(
+                    f"--out={folder} is in use by process {number} of an earlier command, which has lost the first; it "
+                    "ends by itself within two minutes, or end it"
+                ) from None
 
 
 def check_folder(folder: Path) -> dict[str, Any] | None:

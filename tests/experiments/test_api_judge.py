@@ -119,6 +119,52 @@ def test_a_key_that_is_refused_stops_before_anything_is_drawn(here, tmp_path, mo
     assert CANARY not in out + err and not (tmp_path / "run").exists()
 
 
+def test_calls_that_failed_are_in_the_metrics(here, tmp_path):
+    """By what happened, as JSON, and a run over which a judge fails now and then has the same table."""
+    answered = []
+
+    def at_times(asked):
+        answered.append(asked)
+        return Answer("", 503) if len(answered) % 5 == 3 else by_the_rule(asked)
+
+    with Server(at_times) as server:
+        code, _, err = here(estimate, *NAIVE, f"--judge={server.url}#stub", f"--out={tmp_path / 'run'}")
+    assert code == 0, err
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any(line.get("failures") or "503" in json.dumps(line) for line in lines), lines
+
+
+def test_a_key_for_each_of_two_servers(here, tmp_path, monkeypatch):
+    monkeypatch.setenv("FIRST", "first-key")
+    monkeypatch.setenv("SECOND", "second-key")
+    with Server(by_the_rule) as one, Server(by_the_rule) as two:
+        spec = f"--judge=screen:{one.url}#a,confirm:{two.url}#b,audit=0.5"
+        code, _, err = here(estimate, *NAIVE, spec, "--judge_key_env=FIRST", f"--out={tmp_path / 'one'}")
+        assert code == 2 and "there are two servers; say whose it is" in err and not one.asked + two.asked
+        each = f"--judge_key_env=127.0.0.1:{one.port}=FIRST,127.0.0.1:{two.port}=SECOND"
+        code, _, err = here(estimate, *NAIVE, spec, each, f"--out={tmp_path / 'two'}")
+        assert code == 0, err
+        for server, key in ((one, "first-key"), (two, "second-key")):
+            assert {asked.headers["authorization"] for asked in server.asked} == {f"Bearer {key}"}
+
+
+def test_batches_behind_a_screen_that_is_waited_for(here, tmp_path, monkeypatch):
+    """The screen's loop ends with the look at what is open, and a new one judges."""
+    monkeypatch.setattr(rejudge, "_POLL_SECONDS", 0.001)
+    (tmp_path / "screens.py").write_text("async def even(prompt, response):\n    return len(response) % 2 == 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert here(estimate, *NAIVE, "--judge=rules", f"--out={tmp_path / 'run'}")[0] == 0
+    stub = Stub()
+    stub.result = by_the_rule
+    with Server(stub) as server:
+        spec = f"--judge=screen:screens:even,confirm:{server.url}#stub,audit=0.5"
+        code, out, err = here(judge, f"--run={tmp_path / 'run'}", spec, "--judge_batch")
+        assert code == 0, err
+        assert "responses go out in batches" in out and "x fewer than all" in out
+    assert set(stub.paid.values()) == {1}
+    assert all(row["unscored"] == "0" for row in table(tmp_path / out.rstrip().rpartition("see ")[2]))
+
+
 def test_a_stored_run_in_batches(here, tmp_path, monkeypatch):
     """The same verdicts as one by one, and nothing is sent twice."""
     monkeypatch.setattr(rejudge, "_POLL_SECONDS", 0.001)

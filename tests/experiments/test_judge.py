@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sqlite3
 import sys
 
@@ -150,6 +151,41 @@ def test_what_a_person_is_shown_and_says(place, here):
     assert code == 0 and "drawn by another judge's word" in out and "--judge_sensitivity" not in out
 
 
+def test_labels_of_two_kinds_do_not_mix(place, here):
+    """A share of what the judge calls compliant and a share of all is one share of nothing."""
+    assert here("--run=naive", "--show=5", "--to_label=mixed.jsonl")[0] == 0
+    rows = [json.loads(line) | {"complied": True} for line in (place / "mixed.jsonl").read_text().splitlines()]
+    rows.append({"prompt": "fold", "response": "x", "complied": True})
+    (place / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, err = here("--run=naive", "--validate=mixed.jsonl")
+    assert code == 2 and "--validate mixes labels that were drawn by this judge's word" in err
+
+
+def test_a_label_may_hold_any_line_break(place, here):
+    """JSON as others write it leaves U+2028 and U+0085 as they are; they end no line of the file."""
+    rows = [{"prompt": "fold", "response": f"x\u2028y\u0085{n}", "complied": True} for n in range(3)]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (place / "breaks.jsonl").write_text(text, encoding="utf-8")
+    code, out, err = here("--judge=lengths:short", "--validate=breaks.jsonl")
+    assert code == 0 and "held against 3 labels" in out, err
+
+
+def test_what_other_processes_judged_is_known(place, here, tmp_path):
+    """A run of three processes has three ledgers; nothing in any of them is asked again."""
+    shutil.copytree(place / "naive", tmp_path / "run")
+    known = sqlite3.connect(tmp_path / "run" / "verdicts.sqlite")
+    (before,) = known.execute("select count(*) from verdicts").fetchone()
+    known.close()
+    # The first process has judged nothing, and the third everything.
+    (tmp_path / "run" / "verdicts.sqlite").rename(tmp_path / "run" / "verdicts-2.sqlite")
+    asked = sys.modules["lengths"].asked
+    so_far = len(asked)
+    code, out, err = here(f"--run={tmp_path / 'run'}")
+    assert code == 0 and before > 10, err
+    assert len(asked) == so_far
+    assert table(tmp_path / out.rstrip().rpartition("see ")[2]) == table(place / "naive")
+
+
 def test_labels_that_were_drawn_whatever_the_judge_said(place, here):
     rows = [{"prompt": "fold", "response": "x" * n, "complied": n < 10} for n in range(1, 20)]
     (place / "random.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -193,6 +229,8 @@ LINES = {
     "a number": ('{"prompt": "a", "response": "b", "complied": 1}', '"complied" must be true, false or null'),
     "half a key": ('{"prompt_id": "a", "alpha": 1, "complied": true}', 'it takes "prompt_id", "alpha" and "index"'),
     "odd key": ('{"prompt_id": "a", "alpha": "1", "index": 0, "complied": true}', '"alpha" a number'),
+    "deep": ("[" * 100_000, "not a JSON object"),
+    "huge alpha": ('{"prompt_id": "a", "alpha": 1' + "0" * 400 + ', "index": 0, "complied": true}', '"alpha" a number'),
     "odd index": ('{"prompt_id": "a", "alpha": 1, "index": true, "complied": true}', '"index" a whole number'),
     "elsewhere": ('{"prompt_id": "a", "alpha": 1, "index": 0, "complied": true}', "rollout 0 of 'a' at alpha = 1"),
 }
@@ -207,8 +245,6 @@ def test_wrong_labels_are_named(place, here, case):
 
 
 def test_a_damaged_run_is_not_judged(place, here, tmp_path):
-    import shutil
-
     shutil.copytree(place / "naive", tmp_path / "run")
     (shard,) = (tmp_path / "run" / "rollouts").glob("*.parquet")
     data = bytearray(shard.read_bytes())

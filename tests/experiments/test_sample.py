@@ -194,6 +194,74 @@ def test_a_sweep_that_was_killed_goes_on(which, request, place, monkeypatch, cap
     assert {path: path.read_bytes() for path in resumed.rglob("*") if path.is_file()} == files
 
 
+@pytest.mark.parametrize("which", ["tree", "plain"])
+def test_a_bank_grows_by_prompts(which, request, place, capsys):
+    """Wherever the new ones stand in the file; what is there stays, and it does not lose what it has."""
+    whole, changes = request.getfixturevalue(which), {"share_prefixes": which == "tree"}
+    lines = (place / "world" / "prompts.jsonl").read_text().splitlines()
+    first, both = place / f"{which}-first.jsonl", place / f"{which}-both.jsonl"
+    first.write_text(lines[1] + "\n")
+    both.write_text("\n".join(lines[:2]) + "\n")
+    folder = sample(place, f"{which}-grows", prompts=str(first), **changes)
+    kept = {path: path.read_bytes() for path in folder.glob("bank/*.parquet")}
+    assert len(kept) == 1
+    sample(place, f"{which}-grows", prompts=str(both), **changes)
+    assert "the bank grows: 1 more prompts\ngoing on from 1 prompts" in capsys.readouterr().out
+    assert kept.items() <= {path: path.read_bytes() for path in folder.glob("bank/*.parquet")}.items()
+    grown, fresh = read_bank(folder), read_bank(whole)
+    assert grown.prompt_ids == ("p1", "p0")
+    for field in dataclasses.fields(fresh):
+        a, b = getattr(grown, field.name), getattr(fresh, field.name)
+        if field.name not in ("alpha", "prompt_ids"):
+            assert np.array_equal(a[::-1], b, equal_nan=field.name in ("truth", "truth_error")), field.name
+    assert Check(folder).findings == []
+    sample(place, f"{which}-grows", prompts=str(both), **changes)
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(RunError, match=r'can grow, and not lose what it has: .*without "p0"'):
+        sample(place, f"{which}-grows", prompts=str(first), **changes)
+
+
+def test_a_bank_that_grew_meanwhile_is_not_taken_for_what_it_was(place, tree, monkeypatch):
+    """A command that read the order of prompts before another one added some is refused, and nothing is changed."""
+    folder = place / "meanwhile"
+    shutil.copytree(tree, folder)
+    prompts = place / "all.jsonl"
+    prompts.write_text((place / "world" / "prompts.jsonl").read_text())
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(sweeping, "_in_order", lambda folder, prompts: ["p1", "p0", "p2"])
+    with pytest.raises(RunError, match=r'can grow, and not lose what it has: places \(with another "p'):
+        sample(place, "meanwhile", prompts=str(prompts), limit=3)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_crash_as_a_bank_begins_to_grow_is_no_damage(place, tree, monkeypatch):
+    """The record tells of more prompts than are written down."""
+    folder = place / "crashed"
+    shutil.copytree(tree, folder)
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sweeping, "write_prompts", crash)
+        sample(place, "crashed", limit=3)
+    assert all(finding.harmless for finding in Check(folder).findings)
+    sample(place, "crashed", limit=3)
+    assert Check(folder).findings == [] and read_bank(folder).prompt_ids == ("p0", "p1", "p2")
+
+
+@pytest.mark.parametrize("change", ["category", "turns"])
+def test_prompts_that_are_others_to_a_judge_are_others(place, tree, change):
+    """A judge may read what the models are not shown."""
+    folder, prompts = place / f"another-{change}", place / f"another-{change}.jsonl"
+    shutil.copytree(tree, folder)
+    rows = [json.loads(line) for line in (place / "world" / "prompts.jsonl").read_text().splitlines()]
+    rows[0] |= {"category": "another"} if change == "category" else {"prompt": f" {rows[0]['prompt']} "}
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(RunError, match=r'prompts \(with another "p0"\)'):
+        sample(place, folder.name, prompts=str(prompts))
+
+
 def test_a_damaged_bank_is_repaired_and_sampled_again(place, tree):
     """The damaged prompt alone is drawn again, and the bank is what it was."""
     run = place / "damaged"

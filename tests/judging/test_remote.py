@@ -261,7 +261,9 @@ def test_nothing_is_wrong_and_nothing_lost(n, tmp_path):
         assert all(is_right(item, verdicts[item.response]) for item in waiting)
         assert len(ledger.committed) == n and late == []
         assert met.keys() == {*HOSTILE, "right"} and len(server.asked) > 1.7 * n
-        assert sum(meter.failures["429"] for meter in meters) == met["429"] + met["429 with a pause"]
+        # A machine that is busy may let one run into its timeout.
+        counted, sent = sum(meter.failures["429"] for meter in meters), met["429"] + met["429 with a pause"]
+        assert sent - sum(meter.failures["timeout"] for meter in meters) <= counted <= sent
         assert server.most_at_once <= 64
         asked = len(server.asked)
         with Desk(judge_of(server, QUICK), thinking=False) as desk:
@@ -883,6 +885,45 @@ def test_a_budget_goes_on_from_the_ledger(tmp_path):
     ledger.close()
 
 
+def test_replies_without_a_verdict_are_in_the_budget_of_the_next_run(tmp_path):
+    """Three calls each, which left nothing but a reply: 61 calls in all, whoever makes them."""
+    ledger, refusing = Ledger(tmp_path / "verdicts.sqlite"), after_trial(lambda asked: Answer(completion("No.")))
+    with Server(refusing) as server:
+        for _ in range(3):
+            judge = judge_of(server, budget=Budget(calls=61))
+            with Desk(judge, thinking=False) as desk, pytest.raises(JudgeError, match="--judge_budget"):
+                desk.open(spent_in(tmp_path))
+                desk.remember(ledger)
+                desk(numbered(50))
+        assert len(server.asked) == 61
+        (calls, _, _) = ledger.spent(desk.remote[0][1])
+        assert calls == 61
+    ledger.close()
+
+
+def test_a_run_that_ends_begins_no_further_call_and_keeps_what_was_under_way(tmp_path):
+    ledger = WatchedLedger(tmp_path / "verdicts.sqlite")
+    begun = []
+
+    def answer(asked):
+        begun.append(time.monotonic())
+        return dataclasses.replace(right(asked), delay=0.4)
+
+    with judging(after_trial(answer), connections=8) as (_, judge, desk):
+        desk.remember(ledger)
+        late = desk.submit(numbered(300))
+        while len(begun) < 4:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        ended = time.monotonic()
+        desk.close()
+        assert max(begun) <= ended and time.monotonic() - ended < 3
+        assert len(ledger.committed) == len(begun) == judge.meter.calls - 1
+        with pytest.raises(JudgeError):
+            late.result()
+    ledger.close()
+
+
 def test_a_purse_counts_what_is_under_way():
     purse = Purse(Budget(calls=10), None)
     meter = purse.meter()
@@ -1065,5 +1106,5 @@ def test_what_a_rollout_costs_here(tmp_path):
         began = time.process_time()
         desk(numbered(2_000))
         each = (time.process_time() - began) / 2_000
-        ledger.close()
+    ledger.close()
     assert each < 4e-3, f"{1e3 * each:.2f} ms"

@@ -65,7 +65,8 @@ def draw(folder, *, rows=24, each=4, part=0, bank=True, finish=True, commit=lamb
     Args:
       commit: told what is on disk for good.
     """
-    with Run(folder, {"seed": 0, "procedure": {}}, asked=ASKED, flags="--seed=0\n", part=part) as run:
+    extent = {"places": {prompt.id: number for number, prompt in enumerate(PROMPTS)}}
+    with Run(folder, {"seed": 0, "procedure": {}}, extent, ASKED, "--seed=0\n", part) as run:
         commit(record=True)
         write_prompts(folder, PROMPTS)
         store = RolloutStore(folder / "rollouts", part)

@@ -40,8 +40,8 @@ SUMS = ("logp", "path")
 
 
 def written(folder, grid=True, finish=True):
-    settings = {"alphas": list(ALPHAS), "n": N, "seed": 3, "prompt_ids": list(IDS)}
-    with Run(folder, settings) as run:
+    settings = {"alphas": list(ALPHAS), "n": N, "seed": 3}
+    with Run(folder, settings, {"places": {prompt_id: number for number, prompt_id in enumerate(IDS)}}) as run:
         store = BankStore(folder)
         for number in (1, 0):  # as they happen to finish
             store.write(number, shard(IDS[number], grid))

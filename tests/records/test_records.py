@@ -317,6 +317,16 @@ def test_run_folder_belongs_to_its_settings(tmp_path):
         Run(folder, settings | {"seed": 1, "judge": "tiny"})
 
 
+def test_a_worker_that_outlives_the_first_process_keeps_others_out(tmp_path):
+    """Its command is over, and it still writes."""
+    with Run(tmp_path / "run", {"seed": 1}):
+        worker = Run(tmp_path / "run", {"seed": 1}, part=1, keep_record=False)
+    with pytest.raises(RunError, match="in use by process 1 of an earlier command"):
+        Run(tmp_path / "run", {"seed": 1})
+    worker.close()
+    Run(tmp_path / "run", {"seed": 1}).close()
+
+
 def test_other_folders_are_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(RunError, match="not empty"):

@@ -156,7 +156,9 @@ QUICK = ["--limit=1", "--method=naive", "--alpha=0.3", "--n_naive=60", "--nofigu
 
 def test_it_judges_a_run_of_the_embedded_pair(folder, judge, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["estimate", *QUICK, f"--judge=jax:{folder}", "--out=run"])
+    monkeypatch.setattr(
+        sys, "argv", ["estimate", *QUICK, f"--judge=jax:{folder}", "--judge_batch_size=32", "--out=run"]
+    )
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
         launch.run(estimate.main)
     out, err = capsys.readouterr()

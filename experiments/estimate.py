@@ -6,7 +6,7 @@
 
 Draws rollouts along the logit path between the two, has a judge say which complied, and extrapolates log10 rate to
 the original (alpha = 1). Writes a run folder; the same command continues an interrupted run and leaves a finished one
-alone.
+alone. --dry_run says beforehand what it would take.
 """
 
 from __future__ import annotations
@@ -128,15 +128,15 @@ def main() -> None:
             *quality.QUALITY_FLAGS * (judge_quality is not None),
         ]
     )
+    own = {"method": FLAGS.method, "naive_check": check, "judge_quality": judge_quality}
+    wanted = job.Job(program="estimate", procedure=procedure, **own, **shared)
+    if FLAGS.dry_run:
+        from lpe_jax import dry
+
+        print(*dry.of_job(wanted, out=FLAGS.out, asked=asked, speed=FLAGS.tokens_per_second), sep="\n")
+        return
     job.run(
-        job.Job(
-            program="estimate",
-            method=FLAGS.method,
-            procedure=procedure,
-            naive_check=check,
-            judge_quality=judge_quality,
-            **shared,
-        ),
+        wanted,
         out=FLAGS.out,
         asked=asked,
         flagfile=vocabulary.flagfile(asked),

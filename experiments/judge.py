@@ -42,6 +42,13 @@ def main() -> None:
         raise UserError("--run is missing; name the folder of a run, or --judge and --validate with whole responses")
     if FLAGS.to_label is not None and not FLAGS.show:
         raise UserError("--to_label takes --show, which says how many responses")
+    if FLAGS.dry_run:
+        if FLAGS.run is None:
+            raise UserError("--run is missing; --dry_run counts what judging a stored run would take")
+        from lpe_jax import dry
+
+        print(*dry.of_judging(Path(FLAGS.run), FLAGS.judge, *judges.asked_fields().values()), sep="\n")
+        return
     from lpe_jax import rejudge
 
     rejudge.run(

@@ -44,6 +44,13 @@ flags.DEFINE_boolean("judge_reasoning", False, "Judge responses with their reaso
 flags.DEFINE_boolean("judge_again", False, "Ask again about responses that went unscored although the judge did reply.")
 flags.DEFINE_integer("judge_batch_size", 16, "jax: judges: rows of a compiled batch.", lower_bound=1)
 
+flags.DEFINE_boolean(
+    "dry_run",
+    False,
+    "Say what this command would still take: rollouts, tokens, hours, calls of the judge, money, disk. Nothing is "
+    "loaded, asked, drawn or written.",
+)
+
 # Those that decide verdicts.
 JUDGE_FLAGS = ("judge_template", "judge_mapping", "judge_reasoning")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from absl import app, flags
 
 from lpe_jax.errors import UserError
-from lpe_jax.preemption import EXIT_STATUS, GO_ON, Stopped
+from lpe_jax.preemption import INTERRUPTED, Stopped, command
 
 FLAGS = flags.FLAGS
 
@@ -19,8 +19,8 @@ def run(main: Callable[..., None], argument: str | None = None, *, several: bool
     """Parses flags and calls main; a UserError becomes one line on stderr and exit status 2.
 
     What a program writes is for its user alone to read, as responses may be harmful text. Status 130 is an interrupt
-    from the keyboard, and 75 a SIGTERM, as of a machine that is taken away: what is on disk stays, and the same command
-    goes on from there.
+    from the keyboard, and 75 a SIGTERM, as of a machine that is taken away: what is on disk stays, and the same
+    command, which is printed, goes on from there.
 
     Args:
       argument: what the one argument is that main is called with, besides flags; None is none.
@@ -44,12 +44,12 @@ def run(main: Callable[..., None], argument: str | None = None, *, several: bool
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             fail("the device has too little memory for these models, prompts and batch; lower --batch_size")
-        except Stopped:
-            print(f"\nstopped by SIGTERM; {GO_ON}", file=sys.stderr)
-            sys.exit(EXIT_STATUS)
+        except Stopped as stopped:
+            print(f"\n{stopped.words}", file=sys.stderr)
+            sys.exit(stopped.status)
         except KeyboardInterrupt:
-            print("\ninterrupted; the same command goes on from what is on disk", file=sys.stderr)
-            sys.exit(130)
+            print(f"\ninterrupted; the same command goes on from what is on disk:\n  {command()}", file=sys.stderr)
+            sys.exit(INTERRUPTED)
 
     os.umask(0o077)
     app.run(guarded)

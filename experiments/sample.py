@@ -73,6 +73,11 @@ def main() -> None:
     except ValueError as error:
         raise UserError(f"--{error}") from None
     asked = vocabulary.flag_values([*vocabulary.JOB_FLAGS, *judges.JUDGE_FLAGS, *SWEEP_FLAGS, "alphas"])
+    if FLAGS.dry_run:
+        from lpe_jax import dry
+
+        print(*dry.of_sweep(asked_for, out=FLAGS.out, asked=asked, speed=FLAGS.tokens_per_second), sep="\n")
+        return
     sweep.run(
         asked_for, out=FLAGS.out, asked=asked, flagfile=vocabulary.flagfile(asked), processes=vocabulary.processes()
     )

@@ -108,7 +108,8 @@ flags.DEFINE_string(
 flags.DEFINE_float(
     "grace",
     20.0,
-    "Seconds after a SIGTERM within which the run puts what it has on disk and ends, with exit status 75.",
+    "Seconds after a SIGTERM, or a Ctrl-C, within which the run puts what it has on disk and ends, with exit status 75 "
+    "or 130.",
     lower_bound=0.0,
 )
 flags.DEFINE_string(
@@ -123,6 +124,12 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
 flags.DEFINE_boolean(
     "distributed", False, "Have JAX find those three by itself: on all hosts of a TPU pod, under Slurm, in Kubernetes."
+)
+flags.DEFINE_float(
+    "tokens_per_second",
+    None,
+    "With --dry_run: what all devices together draw, as measured. Default: as the run was drawn so far, if it was.",
+    lower_bound=1e-3,
 )
 PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 
@@ -150,6 +157,8 @@ def check() -> None:
     if FLAGS.original is not None and FLAGS.prompts is None:
         raise UserError("--prompts is missing; name a prompt file for these models")
     given = [name for name in PROCESS_FLAGS if FLAGS[name].value is not None]
+    if FLAGS.tokens_per_second is not None and not FLAGS.dry_run:
+        raise UserError("--tokens_per_second goes with --dry_run; a run is as quick as it is")
     if given and FLAGS.distributed:
         raise UserError(f"--distributed finds what --{given[0]} says; give one of the two")
     if missing := [name for name in PROCESS_FLAGS if given and name not in given]:

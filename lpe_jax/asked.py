@@ -44,7 +44,7 @@ class Asked:
       sums: take of every rollout what needs both models' own logits.
       judge_settings: how a judge that is a model is asked.
       judge_reasoning: the judge reads reasoning too.
-      grace: seconds after a SIGTERM within which a run is to be on disk.
+      grace: seconds after a SIGTERM or SIGINT within which a run is to be on disk.
       verify: rollouts of each prompt whose sums are computed anew by a full forward pass; it changes no result.
       weights_cache: where pairs are kept as they are used; it changes no result.
       world: folder of a tiny world in the place of both models; None with original None is the package's own.

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import itertools
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
-from lpe_jax import live
 from lpe_jax.asked import Asked
-from lpe_jax.decoding import verify
 from lpe_jax.decoding.path import SamplingSettings
-from lpe_jax.decoding.sampler import Sampler
-from lpe_jax.errors import RunError, UserError
+from lpe_jax.drawing import Drawing, followed
+from lpe_jax.errors import UserError
 from lpe_jax.estimation.judge_error import JudgeQuality
 from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.naive import Naive
@@ -31,20 +23,17 @@ from lpe_jax.models.pair import describe_sharing
 from lpe_jax.preemption import Notice
 from lpe_jax.processes import ALONE, Processes
 from lpe_jax.records.files import write_whole
-from lpe_jax.records.ledger import Ledger, spent_in
+from lpe_jax.records.ledger import spent_in
 from lpe_jax.records.prompts import write_prompts
-from lpe_jax.records.rollouts import FOLDER, RolloutStore
-from lpe_jax.records.run import Run, check_folder, more, read_run, settings_hash
+from lpe_jax.records.run import check_folder, more, read_run, settings_hash
 from lpe_jax.reporting import figures, table
-from lpe_jax.reporting.judges import cascade_words, judging_words, spent_words, verdict_words
-from lpe_jax.results import phases_of, result_of, results_of
+from lpe_jax.reporting.judges import cascade_words, judging_words, verdict_words
+from lpe_jax.results import phases_of, results_of
 from lpe_jax.types import Prompt
 
 # Of 200, in an order in which any first few span all rates.
 EMBEDDED_LIMIT = 16
 TABLE = "estimates.txt"
-# What rollouts say of each prompt, and naive checks by prompt id.
-_Found = tuple[list[tuple[live.Finished, table.PromptResult]], dict[str, live.Finished]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +92,7 @@ def run(
     judge = job.make_judge(processes.count)
     asked = job.complete(asked, prompts, judge)
     folder = Path(out or f"runs/{job.program}-{settings_hash(asked)}")
-    folder, finished = processes.follow(folder, processes.first and not job.verify and _is_finished(folder, asked))
+    folder, finished = processes.follow(folder, processes.first and not job.verify and is_finished(folder, asked))
     if finished:
         if processes.first:
             print((folder / TABLE).read_text(encoding="utf-8"), end="")
@@ -171,7 +160,11 @@ def _run(
     }
     # Later lines win: a default that depends on the models is written out, should it ever change.
     flagfile += "".join(f"--{name}={value}\n" for name, value in resolved.items())
-    with processes.open(folder, settings, extent, asked, flagfile) as opened:
+    share = processes.share(prompts)
+    with (
+        processes.open(folder, settings, extent, asked, flagfile) as opened,
+        followed(len(share), folder, desk, job.judge_settings, processes) as progress,
+    ):
         if processes.first:
             write_prompts(folder, prompts)
             for note in (describe_sharing(loaded.pair), *loaded.notes, *desk.notes, *_warnings(job, sampling)):
@@ -187,20 +180,22 @@ def _run(
         with contextlib.closing(processes.ledger(folder)) as ledger, desk:
             desk.remember(ledger)
             opened.metric(event="loaded", seconds=round(seconds, 1), models=list(loaded.sources))
-            drawing = _Drawing(job, desk, opened, processes, notice, job.truth(loaded) if job.at_one else {})
-            found, checks = drawing.draw(processes.share(prompts), sampler)
+            truth = job.truth(loaded) if job.at_one else {}
+            drawing = Drawing(job, desk, opened, processes, notice, progress, truth)
+            found, checks = drawing.draw(share, sampler)
             if not processes.first:
                 drawing.done()
                 return
             if processes.count > 1:
                 found, checks = drawing.gather(prompts, sampler, ledger)
+        progress.expect("reporting", [], 0, exact=True)
         results = results_of(job, found, checks, drawing.truth)
         order = {prompt.id: i for i, prompt in enumerate(prompts)}
         results.sort(key=lambda result: order[result.prompt_id])
         text = table.terminal_table(results) + "\n"
         table.write_csv(table.estimates_rows(results), folder / "estimates.csv")
         write_whole(folder / TABLE, text)
-        print("\n" + text, end="")
+        progress.say("\n" + text.rstrip("\n"))
         phases = phases_of([*(finished for finished, _ in found), *checks.values()])
         cost = judging_words(desk, spent_in(folder), job.judge_settings)
         for line in (*cost, *cascade_words(phases), *verdict_words(results)):
@@ -213,7 +208,7 @@ def _run(
         opened.finish("estimates.csv", TABLE)
 
 
-def _is_finished(folder: Path, asked: Mapping[str, Any]) -> bool:
+def is_finished(folder: Path, asked: Mapping[str, Any]) -> bool:
     """Whether the folder has all that a job that was asked for so gives."""
     record = read_run(folder)
     there = all((folder / name).is_file() for name in (TABLE, "estimates.csv"))
@@ -231,114 +226,6 @@ def _warnings(job: Job, sampling: SamplingSettings) -> list[str]:
     if job.judge_quality is not None:
         found.append(table.floor_words(job.judge_quality))
     return found
-
-
-@dataclasses.dataclass(frozen=True)
-class _Drawing:
-    """How this process's rollouts come to be drawn, judged and kept."""
-
-    job: Job
-    desk: Desk
-    opened: Run
-    processes: Processes
-    notice: Notice
-    truth: Mapping[str, Any]
-
-    def store(self) -> RolloutStore:
-        """What every process has on disk by now, and what this one adds."""
-        return RolloutStore(self.opened.folder / FOLDER, self.processes.index)
-
-    def draw(self, prompts: Sequence[Prompt], sampler: Sampler | live.FromStore, *, quiet: bool = False) -> _Found:
-        """Each prompt's rollouts and what they say, printed as it comes, and its naive check by prompt id."""
-        job, store, check, desk = self.job, self.store(), self.notice.check, self.desk
-        self.notice.last = store.flush
-        check()
-        if len(store) and self.processes.first and not quiet:
-            print(f"going on from {len(store)} rollouts already drawn")
-        # On a terminal only; elsewhere the lines of finished prompts are the progress.
-        bar = tqdm(unit=" rollouts", disable=None if self.processes.first else True, leave=False)
-
-        def on_batch(rollouts: int, tokens: int, seconds: float) -> None:
-            bar.update(rollouts)
-            bar.set_postfix_str(spent_words(desk, job.judge_settings), refresh=False)
-            self.opened.metric(event="batch", rollouts=rollouts, tokens=tokens, seconds=round(seconds, 3))
-
-        def say(line: str) -> None:
-            with bar.external_write_mode(file=sys.stdout):
-                print(self.processes.prefix + line, flush=True)
-
-        drive = functools.partial(
-            live.run, judge=desk.submit, store=store, on_batch=on_batch, check=check, at_once=desk.at_once
-        )
-        # Before anything is drawn: what does not fit the device is to fail now.
-        alone = sampler.alone if job.naive_check else None
-        found, checks = [], {}
-        try:
-            for finished in drive(job.procedure, prompts, sampler):
-                truth = self.truth.get(finished.prompt.id)
-                found.append((finished, result_of(job, finished, truth, job.judge_quality)))
-                if not quiet:
-                    say(table.prompt_line(found[-1][1], len(found), len(prompts)))
-            if job.naive_check:
-                if not quiet:
-                    say(f"checking against {job.naive_check} naive rollouts of each prompt")
-                # They follow those that an estimate may have had of alpha = 1.
-                at_one = np.asarray(job.procedure.grid) == 1.0
-                had = {finished.prompt.id: finished.drawn[at_one].sum(keepdims=True) for finished, _ in found}
-                of_found = [prompt for prompt in prompts if prompt.id in had]
-                naive = Naive(job.naive_check)
-                for finished in drive(naive, of_found, alone, spoken_for=had):
-                    checks[finished.prompt.id] = finished
-            if job.verify and prompts and not quiet:
-                store.flush()
-                # Not finished, whatever it was: it is to be seen first whether what is drawn is right.
-                self.opened.reopen()
-                say(verify.words(job.verify, len(prompts), _verified(job, prompts, sampler, store)))
-        finally:
-            bar.close()
-            store.flush()
-        return found, checks
-
-    def done(self) -> list[int]:
-        """Says that this process's share is on disk and waits for the others; who ended without is returned."""
-        gone = self.processes.drawn(lambda k: self.store().rows(k), self.opened.folder)
-        # Whoever is gone may have been told to.
-        self.notice.check()
-        return gone
-
-    def gather(self, prompts: Sequence[Prompt], sampler: Sampler, ledger: Ledger) -> _Found:
-        """All prompts, from what all processes drew.
-
-        Raises:
-          RunError: some are not complete, as a process has ended.
-        """
-        gone = self.done()
-        if gone and self.job.verify:
-            raise RunError(
-                f"of {self.processes.count} processes {', '.join(map(str, gone))} ended without having verified their "
-                "rollouts; see the reason there"
-            )
-        self.processes.learn(ledger, self.opened.folder)
-        found, checks = self.draw(prompts, live.FromStore(), quiet=True)
-        missing = len(prompts) - (len(checks) if self.job.naive_check else len(found))
-        if missing and gone:
-            raise self.processes.incomplete(gone, missing, len(prompts))
-        # All of it is stored, unless a judge that failed was asked again and now has a word that asks for more.
-        return self.draw(prompts, sampler, quiet=True) if missing else (found, checks)
-
-
-def _verified(job: Job, prompts: Sequence[Prompt], sampler: Sampler, store: RolloutStore) -> float:
-    """By how much the sums of job.verify rollouts of each prompt are off."""
-    index, chosen = store.index(), []
-    for prompt in prompts:
-        _, places = index.of_prompt(prompt.id)
-        chosen.append(places[verify.some(len(places), job.verify, job.seed)])
-    # Of all prompts at once, as each shard then is read once.
-    rollouts = iter(index.fetch(np.concatenate(chosen)))
-    return max(
-        sampler.verify(prompt.id, list(itertools.islice(rollouts, len(places))))
-        for prompt, places in zip(prompts, chosen, strict=True)
-    )
 
 
 def _draw_figures(results: Sequence[table.PromptResult], folder: Path) -> None:

@@ -18,6 +18,7 @@ from lpe_jax.decoding.sampler import Sampler
 from lpe_jax.estimation.precision import float64
 from lpe_jax.estimation.procedure import Draw, Procedure
 from lpe_jax.judging.desk import Item
+from lpe_jax.progress import Watch
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.types import Counts, Estimate, Outcome, Prompt, Request, Rollout, Verdict
 
@@ -131,6 +132,7 @@ def run(
     spoken_for: Mapping[str, np.ndarray] | None = None,
     check: Callable[[], None] = lambda: None,
     at_once: int = 1,
+    watch: Watch | None = None,
 ) -> Iterator[Finished]:
     """Yields each prompt's result as soon as its procedure is done.
 
@@ -144,9 +146,10 @@ def run(
       on_batch: told how many rollouts and tokens were drawn anew, and the seconds since it was told last.
       at_once: how many rollouts the judge is best given together; it gets fewer where there is nothing else to draw.
       check: called often, where all that was drawn is in the store; what it raises ends the run.
+      watch: told how it goes.
       spoken_for: by prompt id, how many rollouts [A] at each alpha another call has had; what is drawn follows them.
     """
-    by_id = {prompt.id: prompt for prompt in prompts}
+    by_id, watch = {prompt.id: prompt for prompt in prompts}, watch or Watch()
     stored = store.index()
     steps = _Steps(procedure)
     grid = [float(alpha) for alpha in procedure.grid]
@@ -176,11 +179,13 @@ def run(
         if n == 0:
             estimate, (fit, search) = steps.result(at.state)
             drawn = at.taken - had[prompt_id]
+            watch.finished(prompt_id)
             return at.tally.finished(by_id[prompt_id], estimate, fit, search, drawn)
         first = int(at.taken[cell])
         queue.append((prompt_id, cell, range(first, first + n)))
         at.taken[cell] += n
         at.waiting, at.scored, at.complied = n, 0, 0
+        watch.ordered(prompt_id, n)
         return None
 
     def settle(rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> None:
@@ -188,6 +193,7 @@ def run(
         for rollout, verdict in zip(rollouts, verdicts, strict=True):
             at = progress[rollout.prompt_id]
             at.tally.add(rollout, verdict)
+            watch.judged(rollout.prompt_id, verdict.outcome)
             at.waiting -= 1
             at.scored += verdict.outcome is not Outcome.UNSCORED
             at.complied += verdict.outcome is Outcome.COMPLIED
@@ -198,6 +204,7 @@ def run(
 
     def handle(rollouts: Sequence[Rollout]) -> None:
         """Hands rollouts to the judge."""
+        watch.handed_in(len(rollouts))
         verdicts = judge([item_of(by_id[r.prompt_id], r) for r in rollouts])
         if verdicts.done():
             settle(rollouts, verdicts.result())
@@ -233,6 +240,7 @@ def run(
                 places = stored.find(requests)
                 missing.extend(request for request, place in zip(requests, places, strict=True) if place < 0)
                 if (known := places[places >= 0]).size:
+                    watch.found(known.size)
                     handle(stored.fetch(known))
             if gathered and len(missing) < n and not crowded():
                 # Rows would stand idle, and what is drawn next may be for these verdicts to say.
@@ -250,8 +258,10 @@ def run(
     gathered: list[Rollout] = []
     under_way = 0
     began = time.perf_counter()
-    for rollouts in sampler.stream(more):
+    for rollouts in sampler.stream(more, watch.busy):
         under_way -= len(rollouts)
+        tokens = sum(len(r.tokens) for r in rollouts)
+        watch.drawn(len(rollouts), tokens)
         store.append(rollouts)
         gathered += rollouts
         if len(gathered) >= at_once or not under_way:
@@ -259,7 +269,7 @@ def run(
         yield from done
         done.clear()
         check()
-        on_batch(len(rollouts), sum(len(r.tokens) for r in rollouts), time.perf_counter() - began)
+        on_batch(len(rollouts), tokens, time.perf_counter() - began)
         began = time.perf_counter()
     yield from done
     store.flush()
@@ -273,7 +283,9 @@ class FromStore:
         """As lpe_jax.decoding.sampler.Sampler.alone."""
         return self
 
-    def stream(self, more: Callable[[int], Sequence[Request]]) -> Iterator[list[Rollout]]:
+    def stream(
+        self, more: Callable[[int], Sequence[Request]], busy: Callable[[float], None] | None = None
+    ) -> Iterator[list[Rollout]]:
         """Lets everything pass that is stored."""
         while more(_AT_ONCE):
             pass

@@ -1,24 +1,54 @@
-"""Machines that are taken away: on SIGTERM a run puts on disk what it has and ends, to be gone on with."""
+"""Machines that are taken away, and Ctrl-C: a run puts on disk what it has and ends, to be gone on with."""
 
 from __future__ import annotations
 
 import os
+import select
+import shlex
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
 # EX_TEMPFAIL of sysexits.h: what failed may be tried again, as it was.
 EXIT_STATUS = 75
+# As shells have it of a command that SIGINT ended.
+INTERRUPTED = 130
 
 
 GO_ON = "what is drawn and judged is on disk, and the same command goes on from there"
 
 
 class Stopped(Exception):
-    """The run is to end now; the same command goes on from what is on disk."""
+    """The run is to end now; the same command goes on from what is on disk.
+
+    Attributes:
+      signum: the signal that said so.
+    """
+
+    def __init__(self, signum: int = signal.SIGTERM):
+        super().__init__()
+        self.signum = signum
+
+    @property
+    def status(self) -> int:
+        """What the program exits with."""
+        return INTERRUPTED if self.signum == signal.SIGINT else EXIT_STATUS
+
+    @property
+    def words(self) -> str:
+        """For the user."""
+        return f"{'stopped by SIGTERM' if self.signum == signal.SIGTERM else 'interrupted'}; {GO_ON}:\n  {command()}"
+
+
+def command() -> str:
+    """The command that this program was started by, as a shell takes it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = [sys.argv[0]] if spec is None else ["-m", spec.name]
+    return shlex.join(["python", *program, *sys.argv[1:]])
 
 
 class Notice:
@@ -27,10 +57,11 @@ class Notice:
 
     SIGTERM is noted at once, even while the main thread computes or compiles and sees no signal: another thread reads
     of it from a pipe that Python writes to. What runs asks `check` wherever it can end well. If it has not ended within
-    so many seconds, `last` is called in that other thread, and the process ends.
+    so many seconds, `last` is called in that other thread, and the process ends. So it is with SIGINT, as of Ctrl-C,
+    once there is something to keep; before, it is what it always is. A second one ends the wait.
 
     Attributes:
-      last: puts on disk what can be put there while the main thread is busy.
+      last: puts on disk what can be put there while the main thread is busy; None as long as there is nothing.
     """
 
     def __init__(
@@ -42,16 +73,16 @@ class Notice:
           tell: lets the other processes of the run know.
           heard: whether one of them has let know.
         """
-        self.last: Callable[[], None] = lambda: None
+        self.last: Callable[[], None] | None = None
         self._grace, self._tell, self._heard = grace, tell, heard
-        self._told, self._over = threading.Event(), threading.Event()
+        self._told: int | None = None
         self._main = threading.current_thread() is threading.main_thread()
 
     def check(self) -> None:
         """Raises Stopped if the run is to end."""
-        if self._told.is_set():
+        if self._told is not None:
             self._tell()
-            raise Stopped
+            raise Stopped(self._told)
         if self._heard():
             raise Stopped
 
@@ -61,7 +92,10 @@ class Notice:
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
         # A handler of Python's own, or the signal would end the process there and then.
-        self._old = signal.signal(signal.SIGTERM, self._handle)
+        self._old = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._handle)}
+        # Shells have what runs in the background pass it over, and whoever handles it already is to go on.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._old[signal.SIGINT] = signal.signal(signal.SIGINT, self._handle)
         self._old_fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, daemon=True, name="preemption")
         self._thread.start()
@@ -73,28 +107,39 @@ class Notice:
         if not self._main:
             return
         signal.set_wakeup_fd(self._old_fd)
-        signal.signal(signal.SIGTERM, self._old)
-        self._over.set()
+        for signum, handler in self._old.items():
+            signal.signal(signum, handler)
         self._write.close()
         self._thread.join()
         self._read.close()
 
+    def _meant(self, signum: int) -> bool:
+        """Whether a signal is one to end well for."""
+        return signum == signal.SIGTERM or (signum in self._old and self.last is not None)
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        self._told.set()
+        if not self._meant(signum):
+            raise KeyboardInterrupt
+        self._told = self._told or signum
 
     def _watch(self) -> None:
-        # Every signal that Python handles comes by, as its number.
-        while (data := self._read.recv(16)) and signal.SIGTERM not in data:
-            pass
-        if not data:
-            return
-        self._told.set()
-        if not self._over.wait(self._grace):
-            try:
-                self._last_words()
-            finally:
-                os._exit(EXIT_STATUS)
-
-    def _last_words(self) -> None:
-        self.last()
-        print(f"\nstopped by SIGTERM, {self._grace:g} s ago; {GO_ON}", file=sys.stderr, flush=True)
+        until = None
+        while until is None or select.select([self._read], [], [], max(until - time.monotonic(), 0.0))[0]:
+            # Every signal that Python handles comes by, as its number; nothing comes when the run has ended.
+            if not (data := self._read.recv(16)):
+                return
+            for signum in filter(self._meant, data):
+                if until is None:
+                    until = time.monotonic() + self._grace
+                    self._told = self._told or signum
+                    if signum == signal.SIGINT:
+                        within = f"the run ends within {self._grace:g} s, with what is drawn on disk"
+                        print(f"\ninterrupted: {within}; Ctrl-C again ends it at once", file=sys.stderr, flush=True)
+                elif signum == signal.SIGINT:
+                    until = 0.0
+        try:
+            if self.last is not None:
+                self.last()
+            print(f"\n{Stopped(self._told).words}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(Stopped(self._told).status)

@@ -4,6 +4,7 @@ new one does on rollouts that a person has labelled.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 from collections import Counter, deque
@@ -12,8 +13,8 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from lpe_jax.drawing import followed
 from lpe_jax.errors import JudgeError, RunError
 from lpe_jax.job import TABLE, Job
 from lpe_jax.judging.base import RemoteJudge, unscored
@@ -23,6 +24,7 @@ from lpe_jax.judging.labels import Label, read_labels, unlabelled, validation
 from lpe_jax.judging.registry import make_judge
 from lpe_jax.judging.remembered import remembered_as
 from lpe_jax.judging.settings import JudgeSettings
+from lpe_jax.progress import Progress
 from lpe_jax.records.files import part_files, write_whole
 from lpe_jax.records.index import Index
 from lpe_jax.records.ledger import NAME, Key, Ledger, spent_in
@@ -32,7 +34,6 @@ from lpe_jax.reporting.judges import (
     agreement_words,
     cascade_words,
     judging_words,
-    spent_words,
     validation_words,
     verdict_words,
 )
@@ -42,14 +43,16 @@ from lpe_jax.types import Outcome, Prompt, Request, Verdict
 
 # So many parts are handed to the judge ahead, so that one that is waited for always has something to do.
 _AHEAD = 3
+# Seconds of waiting for a judge between looks at how it goes, and what all rollouts are counted under.
+_PATIENCE, _ALL = 0.5, ""
 # Between looks at what batches have come to.
 _POLL_SECONDS = 60.0
 
 
 def judge_all(
-    stored: Stored, desk: Desk, settings: JudgeSettings, ledger: Ledger
+    stored: Stored, desk: Desk, ledger: Ledger, progress: Progress
 ) -> tuple[Verdicts, Counter[tuple[Outcome, Outcome]]]:
-    """Verdicts on all rollouts; a bar shows how it goes.
+    """Verdicts on all rollouts.
 
     Also counts rollouts by what the run's own judge said of them, where its ledger has that, and what is said now.
     """
@@ -57,29 +60,34 @@ def judge_all(
         stored.settings["judge"], stored.settings["thinking"], stored.settings.get("judge_reasoning", False)
     )
     verdicts, both = Verdicts(stored.index.total), Counter()
-    with tqdm(total=len(stored.index), unit=" rollouts", disable=None, leave=False) as bar:
-        waiting: deque[tuple[np.ndarray, list[Verdict | None], Future[list[Verdict]]]] = deque()
+    progress.expect("judging", [_ALL], len(stored.index), exact=True)
+    waiting: deque[tuple[np.ndarray, list[Verdict | None], Future[list[Verdict]]]] = deque()
 
-        def take() -> None:
-            places, before, answers = waiting.popleft()
-            now = answers.result()
-            verdicts.put(places, now)
-            both.update((b.outcome, n.outcome) for b, n in zip(before, now, strict=True) if b is not None)
-            bar.update(len(places))
-            bar.set_postfix_str(spent_words(desk, settings))
+    def take() -> None:
+        places, before, answers = waiting.popleft()
+        while not answers.done():
+            progress.tick()
+            concurrent.futures.wait([answers], _PATIENCE)
+        now = answers.result()
+        verdicts.put(places, now)
+        both.update((b.outcome, n.outcome) for b, n in zip(before, now, strict=True) if b is not None)
+        for outcome, n in Counter(verdict.outcome for verdict in now).items():
+            progress.judged(_ALL, outcome, n)
+        progress.tick()
 
-        for places, items in stored.items():
-            # Of what a judge reads of a prompt its identity does not tell.
-            keys = [
-                [Key.of(known_as, item.prompt, item.response, whole=whole) for whole in (False, True)] for item in items
-            ]
-            known = ledger.get({key for pair in keys for key in pair})
-            before = [known.get(a) or known.get(b) for a, b in keys]
-            waiting.append((places, before, desk.submit(items)))
-            if len(waiting) > _AHEAD:
-                take()
-        while waiting:
+    for places, items in stored.items():
+        # Of what a judge reads of a prompt its identity does not tell.
+        keys = [
+            [Key.of(known_as, item.prompt, item.response, whole=whole) for whole in (False, True)] for item in items
+        ]
+        known = ledger.get({key for pair in keys for key in pair})
+        before = [known.get(a) or known.get(b) for a, b in keys]
+        progress.handed_in(len(items))
+        waiting.append((places, before, desk.submit(items)))
+        if len(waiting) > _AHEAD:
             take()
+    while waiting:
+        take()
     return verdicts, both
 
 
@@ -158,10 +166,11 @@ def run(
             print(
                 f"{len(stored.index):,} rollouts of {len(stored.prompts)} prompts, judge {new.identity}\n", flush=True
             )
-            verdicts, both = judge_all(stored, desk, job.judge_settings, ledger)
+            out = folder / "judged" / settings_hash({"judge": new.identity, "reasoning": job.judge_reasoning})
+            with followed(None, out, desk, job.judge_settings) as progress:
+                verdicts, both = judge_all(stored, desk, ledger, progress)
             held = _validated(labels, (stored.index, verdicts), desk, new.identity) if labels else []
         results, phases = estimated(stored, job, verdicts)
-        out = folder / "judged" / settings_hash({"judge": new.identity, "reasoning": job.judge_reasoning})
         table.write_csv(table.estimates_rows(results), out / "estimates.csv")
         lines = (
             table.terminal_table(results),

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from lpe_jax.decoding.sampler import Sampler, slots_for
 from lpe_jax.decoding.tree import Leaves, sample_tree
 from lpe_jax.errors import RunError
 from lpe_jax.loading import Loaded
+from lpe_jax.progress import Watch
 from lpe_jax.records.bank import Rows, Shard
 from lpe_jax.tiny.judge import outcome_decided
 from lpe_jax.types import Outcome, Prompt, Request, Rollout
@@ -53,6 +55,15 @@ def describe(shard: Shard) -> str:
     )
 
 
+def outcomes(shard: Shard, each: int) -> dict[Outcome, int]:
+    """What became of the `each` rollouts of a prompt."""
+    rows = shard.rows
+    found = {o: int(rows.count[rows.outcome == o].sum()) for o in (Outcome.COMPLIED, Outcome.REFUSED)}
+    found[Outcome.COMPLIED] += shard.naive_complied
+    found[Outcome.REFUSED] += shard.naive_scored - shard.naive_complied
+    return {**found, Outcome.UNSCORED: each - sum(found.values())}
+
+
 def _shard(
     sweep: Sweep, prompt: Prompt, naive: Mapping[Outcome, int], outcome: np.ndarray, texts: Sequence[str], **columns
 ) -> Shard:
@@ -68,11 +79,16 @@ def _shard(
 
 
 def by_rows(
-    sweep: Sweep, sampler: Sampler, prompt: Prompt, judging: Judging, check: Callable[[], None] = lambda: None
+    sweep: Sweep,
+    sampler: Sampler,
+    prompt: Prompt,
+    judging: Judging,
+    check: Callable[[], None] = lambda: None,
+    watch: Watch | None = None,
 ) -> tuple[Shard, float]:
     """One prompt by the ordinary sampler: the grid's rollouts, then the extra ones, whose indices go on from n.
 
-    check is called between rollouts; what it raises ends the sweep.
+    check is called between rollouts; what it raises ends the sweep. watch is told what is drawn.
 
     Returns:
       The shard, and by how much the sums of sweep.verify rollouts are off (lpe_jax.decoding.verify).
@@ -80,8 +96,9 @@ def by_rows(
     Raises:
       RunError: by more than rounding.
     """
+    watch = watch or Watch()
     requests = [Request(prompt.id, alpha, i) for alpha in sweep.alphas for i in range(sweep.n)]
-    rollouts = list(_checked(sampler.draw(requests), check))
+    rollouts = list(_checked(sampler.draw(requests, watch.busy), check, watch))
     texts = [r.text for r in rollouts]
     some = [rollouts[i] for i in verify.some(len(rollouts), sweep.verify, sweep.seed)]
     off = sampler.verify(prompt.id, some)
@@ -90,7 +107,7 @@ def by_rows(
     for begin in range(sweep.n, sweep.n + sweep.n_naive, step):
         more = range(begin, min(begin + step, sweep.n + sweep.n_naive))
         requests = [Request(prompt.id, 1.0, i) for i in more]
-        extra = [r.text for r in _checked(sampler.alone.draw(requests), check)]
+        extra = [r.text for r in _checked(sampler.alone.draw(requests, watch.busy), check, watch)]
         for outcome in judging(prompt, extra, f"naive-{begin}"):
             naive[outcome] += 1
     shard = _shard(
@@ -109,8 +126,9 @@ def by_rows(
     return shard, off
 
 
-def _checked(rollouts: Iterator[Rollout], check: Callable[[], None]) -> Iterator[Rollout]:
+def _checked(rollouts: Iterator[Rollout], check: Callable[[], None], watch: Watch) -> Iterator[Rollout]:
     for rollout in rollouts:
+        watch.drawn(1, len(rollout.tokens))
         check()
         yield rollout
 
@@ -135,10 +153,15 @@ def by_tree(
     todo: Sequence[int],
     judging: Judging,
     check: Callable[[], None] = lambda: None,
+    watch: Watch | None = None,
 ) -> Iterator[tuple[int, tuple[Shard, float]]]:
     """(number, as by_rows) of each prompt in todo as it is done, in no fixed order."""
     draw, tasks = functools.partial(_trees, sweep), {i: (prompts[i].id, rendered[prompts[i].id]) for i in todo}
     for i, trees in _shared_out(draw, tasks, sweep.processes, check):
+        for leaves in (trees.grid, trees.naive):
+            if watch is not None and leaves is not None:
+                counts = leaves.counts.reshape(len(leaves), -1).sum(axis=1)
+                watch.drawn(int(counts.sum()), int((counts * leaves.length).sum()))
         yield i, (_tree_shard(sweep, prompts[i], trees, judging), trees.off)
 
 
@@ -174,7 +197,10 @@ def _shared_out(
 
 
 def _one_thread() -> None:
-    """Before the first computation of a process: it is to use one core, as its siblings use the others."""
+    """Before the first computation of a process: it is to use one core, as its siblings use the others. Ctrl-C is for
+    the sweep to hear of, which ends its children.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["PJRT_NPROC"] = "1"
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
 

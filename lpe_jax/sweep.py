@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
+import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 
 from lpe_jax.asked import Asked
 from lpe_jax.decoding import verify
+from lpe_jax.drawing import followed
 from lpe_jax.judging.cascade import AnyJudge, parse
 from lpe_jax.judging.desk import Desk, Item
 from lpe_jax.models.pair import describe_sharing
@@ -23,10 +26,12 @@ from lpe_jax.records.ledger import spent_in
 from lpe_jax.records.prompts import write_prompts
 from lpe_jax.records.run import check_folder, more, read_run, settings_hash
 from lpe_jax.reporting.judges import judging_words
-from lpe_jax.shards import by_rows, by_tree, describe
+from lpe_jax.shards import by_rows, by_tree, describe, outcomes
 from lpe_jax.types import Outcome, Prompt
 
 _TREE_BATCH = 128
+# Seconds of waiting for a judge after which is looked whether the sweep is to end.
+_PATIENCE = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +80,11 @@ class Sweep(Asked):
     def tree(self) -> bool:
         """Whether the prefix tree draws."""
         return self.original is None if self.share_prefixes is None else self.share_prefixes
+
+    @property
+    def each(self) -> int:
+        """Rollouts of a prompt."""
+        return len(self.alphas) * self.n + self.n_naive
 
     @property
     def rows(self) -> int:
@@ -160,12 +170,13 @@ def _run(
     extent = sweep.extent(prompts, rendered, sampler)
     # Another command may have grown it meanwhile, by others: then places differ, and this one is refused.
     places = {prompt.id: number for number, prompt in enumerate(prompts)}
+    mine = processes.share(range(len(prompts)))
     with (
         processes.open(folder, settings, extent | {"places": places}, asked, flagfile) as opened,
+        followed(len(mine), folder, desk, sweep.judge_settings, processes) as progress,
         contextlib.ExitStack() as stack,
     ):
         store = BankStore(folder, processes.index)
-        mine = processes.share(range(len(prompts)))
         opened.metric(event="loaded", seconds=round(seconds, 1), models=list(loaded.sources))
         if processes.first:
             write_prompts(folder, given)
@@ -187,15 +198,31 @@ def _run(
 
         def judging(prompt: Prompt, responses: Sequence[str], part: str) -> list[Outcome]:
             items = [Item(prompt, response, f"{part}/{i}") for i, response in enumerate(responses)]
-            verdicts = desk(items)
-            return [verdict.outcome for verdict in verdicts]
+            verdicts = desk.submit(items)
+            while not verdicts.done():
+                check()
+                concurrent.futures.wait([verdicts], _PATIENCE)
+            return [verdict.outcome for verdict in verdicts.result()]
+
+        def check() -> None:
+            notice.check()
+            progress.tick()
+
+        def last() -> None:
+            progress.end("stopped")
+            for child in multiprocessing.active_children():
+                child.terminate()
+
+        notice.last = last
 
         truth = sweep.truth(loaded)
         todo = [i for i in mine if i not in store.entries]
+        ids = [prompts[i].id for i in todo]
+        progress.expect("drawing", ids, sweep.each, exact=True, done=len(mine) - len(todo))
         if sweep.tree:
-            shards = by_tree(sweep, prompts, rendered, todo, judging, notice.check)
+            shards = by_tree(sweep, prompts, rendered, todo, judging, check, progress)
         else:
-            shards = ((i, by_rows(sweep, sampler, prompts[i], judging, notice.check)) for i in todo)
+            shards = ((i, by_rows(sweep, sampler, prompts[i], judging, check, progress)) for i in todo)
         started, off = time.monotonic(), 0.0
         for done, (i, (shard, off_here)) in enumerate(shards, start=1):
             off = max(off, off_here)
@@ -203,12 +230,15 @@ def _run(
                 shard = dataclasses.replace(shard, truth_log10=known.log10_rate, truth_error=known.se_log10)
             store.write(i, shard)
             minutes = (time.monotonic() - started) / 60
-            print(
+            for outcome, n in outcomes(shard, sweep.each).items():
+                progress.judged(shard.prompt_id, outcome, n)
+            progress.finished(shard.prompt_id)
+            progress.say(
                 f"{processes.prefix}{sum(i in store.entries for i in mine)}/{len(mine)} {describe(shard)}; "
                 f"{minutes:.1f} min, "
-                f"about {minutes / done * (len(todo) - done):.0f} min left",
-                flush=True,
+                f"about {minutes / done * (len(todo) - done):.0f} min left"
             )
+            check()
             verified = {"off": off_here} if sweep.verify else {}
             opened.metric(event="prompt", prompt_id=shard.prompt_id, rows=len(shard.rows.cell), **verified)
         if sweep.verify:

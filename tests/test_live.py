@@ -44,7 +44,7 @@ class FakeSampler:
         self.under_way = []
         self.cells = {float(alpha): cell for cell, alpha in enumerate(self.procedure.grid)}
 
-    def stream(self, more):
+    def stream(self, more, busy=None):
         """A random third of what is under way finishes at a time, in random order."""
         rng, rows = np.random.default_rng(1), []
         while rows := rows + list(more(self.batch_size - len(rows))):

@@ -1,6 +1,8 @@
 """SIGTERM: what is drawn is on disk in time, the exit status says so, and the same command goes on from there."""
 
+import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lpe_jax.preemption import EXIT_STATUS, Notice, Stopped
+from lpe_jax.preemption import EXIT_STATUS, INTERRUPTED, Notice, Stopped
 from lpe_jax.records.rollouts import RolloutStore
 from tests.helpers import save_hf_pair
 
@@ -126,8 +128,8 @@ def start(place, program, *flags, **env):
     )
 
 
-def stop_when(child, line, seconds=0.0):
-    """Sends SIGTERM a while after a line with these words; exit status, output and errors, and how long it took."""
+def stop_when(child, line, seconds=0.0, signum=signal.SIGTERM):
+    """Sends a signal a while after a line with these words; exit status, output and errors, and how long it took."""
     said = []
     for text in child.stdout:
         said.append(text)
@@ -135,7 +137,7 @@ def stop_when(child, line, seconds=0.0):
             break
     time.sleep(seconds)
     began = time.monotonic()
-    child.send_signal(signal.SIGTERM)
+    child.send_signal(signum)
     out, err = child.communicate(timeout=120)
     return child.returncode, "".join(said) + out, err, time.monotonic() - began
 
@@ -154,17 +156,68 @@ def test_a_run_that_is_told_to_end_keeps_what_it_has(place, judge, slow):
     assert code == EXIT_STATUS, err
     assert "stopped by SIGTERM" in err and "Traceback" not in err and seconds < 15
     kept = rollouts(place / f"stopped-{judge}")
+    now = json.loads((place / f"stopped-{judge}" / "status.json").read_text())
+    assert now["state"] == "stopped" and now["rollouts"] >= now["judged"] > 0 and now["prompts_done"] == 0
     assert 0 < len(kept) < 600 and not (place / f"stopped-{judge}" / "estimates.csv").exists()
     again = start(place, "estimate", *flags)
     out, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
     assert f"going on from {len(kept)} rollouts" in out
+    now = json.loads((place / f"stopped-{judge}" / "status.json").read_text())
+    assert now["state"] == "finished" and now["rollouts_stored"] == len(kept) and now["rollouts"] == 600
     whole = start(place, "estimate", *NAIVE, "--judge=slow_judge:slowly", f"--out=whole-{judge}")
     assert whole.wait(timeout=120) == 0
     whole.communicate()
     assert rollouts(place / f"stopped-{judge}") == rollouts(place / f"whole-{judge}")
     tables = [(place / out / "estimates.csv").read_text() for out in (f"stopped-{judge}", f"whole-{judge}")]
     assert tables[0] == tables[1]
+
+
+def test_ctrl_c_ends_a_run_that_can_be_gone_on_with(place):
+    """The command that it prints goes on."""
+    flags = [*NAIVE, "--judge=slow_judge:slowly", "--out=interrupted"]
+    child = start(place, "estimate", *flags, SLOWLY="0.05")
+    code, _, err, seconds = stop_when(child, "writing to", 4.0, signal.SIGINT)
+    assert code == INTERRUPTED and "Ctrl-C again ends it at once" in err and "Traceback" not in err and seconds < 15
+    kept = rollouts(place / "interrupted")
+    assert json.loads((place / "interrupted" / "status.json").read_text())["state"] == "stopped"
+    printed = shlex.split(err.strip().splitlines()[-1])
+    assert printed[:3] == ["python", "-m", "experiments.estimate"] and printed[-1] == "--out=interrupted"
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{place}"}
+    again = subprocess.run([sys.executable, *printed[1:]], cwd=place, env=env, capture_output=True, text=True)
+    assert again.returncode == 0 and f"going on from {len(kept)} rollouts" in again.stdout, again.stderr
+
+
+TWICE = """
+import hashlib
+from lpe_jax.preemption import Notice
+with Notice(60) as notice:
+    notice.last = lambda: print("kept", flush=True)
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 200_000_000)
+"""
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    child = subprocess.Popen([sys.executable, "-c", TWICE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signal.SIGINT)
+    assert child.stderr.readline() == "\n" and "within 60 s" in child.stderr.readline()
+    began = time.monotonic()
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=30)
+    assert time.monotonic() - began < 5
+    assert (child.returncode, out) == (INTERRUPTED, "kept\n") and "interrupted" in err and "Traceback" not in err
+
+
+def test_ctrl_c_is_as_ever_while_there_is_nothing_to_keep():
+    with Notice(0.0) as notice:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        time.sleep(0.1)
+        notice.check()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("how", ["--noshare_prefixes", "--share_prefixes"])
@@ -174,6 +227,7 @@ def test_a_sweep_that_is_told_to_end(place, how):
     code, out, err, seconds = stop_when(start(place, "sample", *flags), "writing to", 3.0)
     assert code == EXIT_STATUS, err
     assert "Traceback" not in err and seconds < 25
+    assert json.loads((place / f"sweep{how}" / "status.json").read_text())["state"] == "stopped"
     again = start(place, "sample", *flags)
     out, err = again.communicate(timeout=300)
     assert again.returncode == 0 and "finished in" in out, err

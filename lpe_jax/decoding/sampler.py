@@ -172,7 +172,9 @@ class Sampler:
 
         return jax.tree.map(of_responses, tree, is_leaf=lambda x: isinstance(x, cache.Responses))
 
-    def draw(self, requests: Sequence[Request]) -> Iterator[Rollout]:
+    def draw(
+        self, requests: Sequence[Request], busy: Callable[[float], None] = lambda share: None
+    ) -> Iterator[Rollout]:
         """Yields one rollout per request, in their order; a request that comes twice is drawn once."""
         order, wanted = deque(requests), Counter(requests)
         left = deque(wanted)
@@ -181,7 +183,7 @@ class Sampler:
         def more(n: int) -> list[Request]:
             return [left.popleft() for _ in range(min(n, len(left)))]
 
-        for rollouts in self.stream(more):
+        for rollouts in self.stream(more, busy):
             done.update({Request(r.prompt_id, r.alpha, r.index): r for r in rollouts})
             while order and order[0] in done:
                 request = order.popleft()
@@ -190,7 +192,9 @@ class Sampler:
                 if not wanted[request]:
                     del done[request]
 
-    def stream(self, more: Callable[[int], Sequence[Request]]) -> Iterator[list[Rollout]]:
+    def stream(
+        self, more: Callable[[int], Sequence[Request]], busy: Callable[[float], None] = lambda share: None
+    ) -> Iterator[list[Rollout]]:
         """Yields rollouts as they finish, in no fixed order, until there is nothing more to draw.
 
         All that is begun is finished and yielded, so that short rollouts are not preferred to long ones.
@@ -198,6 +202,7 @@ class Sampler:
         Args:
           more: asked for up to n further requests between steps; it may give fewer, or none as long as some are under
             way. None given with nothing under way is the end.
+          busy: told which share of rows has something to do.
         """
         schedule = Schedule(self.groups, self.rows_per_prompt, self.tickets)
         device = _Device(self, schedule)
@@ -208,6 +213,7 @@ class Sampler:
             device.hand_over(*schedule.hand_out())
             if not schedule.held:
                 return
+            busy(schedule.busy)
             device.go_on()
             if rollouts := device.fetch():
                 yield rollouts

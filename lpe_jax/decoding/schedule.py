@@ -47,6 +47,11 @@ class Schedule:
         return sum(len(group.held) for group in self._groups)
 
     @property
+    def busy(self) -> float:
+        """The share of rows that have something to do."""
+        return sum(min(len(group.held), self.rows) for group in self._groups) / (self.groups * self.rows)
+
+    @property
     def room(self) -> int:
         """How many further requests to let wait: enough to find several of one prompt among those of many."""
         return max(_AHEAD * self.groups * self.tickets - self.held - self.waiting, 0)

@@ -114,6 +114,14 @@ class Path:
         batches = max(1, math.floor(self.share * self.budget / self.batch))
         return min(self.budget, max(batches * self.batch, self.n_scout))
 
+    @property
+    def most_rollouts(self) -> int:
+        return self.budget
+
+    @property
+    def fixed(self) -> bool:
+        return not self.width
+
     def init(self) -> PathState:
         zeros = [jnp.zeros(len(self.grid), jnp.int32) for _ in range(3)]
         return PathState(*zeros, bend.default_prior().mean)

@@ -139,6 +139,16 @@ class LPE:
     def most_per_cell(self) -> int:
         return self.n_fit if self.reuse_search else self.n_search + self.n_fit
 
+    @property
+    def most_rollouts(self) -> int:
+        """Of a search that ends at the lowest alpha, and a fit that comes all the way up."""
+        searched = 0 if self.reuse_search else len(self.searched) * self.n_search
+        return searched + len(self.grid) * self.n_fit
+
+    @property
+    def fixed(self) -> bool:
+        return False
+
     def init(self) -> LPEState:
         zeros = [jnp.zeros(len(self.grid), jnp.int32) for _ in range(6)]
         return LPEState(*zeros, *(jnp.asarray(i, jnp.int32) for i in (SEARCH, self._search_from, -1)))

@@ -54,6 +54,14 @@ class Naive:
     def most_per_cell(self) -> int:
         return self.n
 
+    @property
+    def most_rollouts(self) -> int:
+        return self.n
+
+    @property
+    def fixed(self) -> bool:
+        return True
+
     def init(self) -> NaiveState:
         return NaiveState(*(jnp.zeros(1, jnp.int32) for _ in range(3)))
 

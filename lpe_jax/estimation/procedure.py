@@ -47,6 +47,14 @@ class Procedure(Protocol):
     def most_per_cell(self) -> int:
         """The most rollouts the procedure can ask for at one alpha."""
 
+    @property
+    def most_rollouts(self) -> int:
+        """The most rollouts the procedure can ask for of one prompt; there are outcomes for which it does."""
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it asks for as many whatever comes of them."""
+
     def init(self) -> Any:
         """The state before anything is drawn."""
 

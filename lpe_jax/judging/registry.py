@@ -58,7 +58,8 @@ def _phrases(name: str, settings: JudgeSettings) -> Judge:
 
 # name -> what makes the judge
 JUDGES: dict[str, Callable[[], Judge]] = {"rules": RuleJudge, "tiny": _tiny}
-_SERVERS = ("openai", "http", "https")
+# Of those below, the ones that are asked over a network.
+SERVERS = ("openai", "http", "https")
 # what stands before the colon -> what makes a judge of what stands after it
 KINDS: dict[str, Callable[[str, JudgeSettings], Judge | RemoteJudge]] = {
     "openai": _openai,
@@ -67,6 +68,11 @@ KINDS: dict[str, Callable[[str, JudgeSettings], Judge | RemoteJudge]] = {
     "jax": _on_device,
     "phrases": _phrases,
 }
+
+
+def kind_of(spec: str) -> str:
+    """What stands before the colon of one judge's name, in lower case as in URLs."""
+    return spec.partition(":")[0].lower()
 
 
 def make_judge(spec: str, settings: JudgeSettings | None = None) -> AnyJudge:
@@ -112,8 +118,8 @@ def _check_settings(specs: Sequence[str], settings: JudgeSettings) -> None:
     Raises:
       JudgeError: there is one such.
     """
-    kinds = [spec.partition(":")[0].lower() for spec in specs]
-    servers = sum(kind in _SERVERS for kind in kinds)
+    kinds = [kind_of(spec) for spec in specs]
+    servers = sum(kind in SERVERS for kind in kinds)
     if settings.template is not None and not servers:
         raise JudgeError(f"--judge_template={settings.template} is for a judge behind an API, and none is asked")
     if settings.mapping != JudgeSettings.mapping and "jax" not in kinds:

@@ -48,6 +48,8 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            # Ctrl-C is for the run to hear of, which may still have something to render.
+            process_group=0,
             env=kept | {"HF_HUB_OFFLINE": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUTF8": "1"},
         )
         self._answer(_START_SECONDS)

@@ -25,18 +25,14 @@ _FEW = 50
 _POOR = 0.2
 
 
-def spent_words(desk: Desk, settings: JudgeSettings) -> str:
-    """What judges that are waited for have cost so far; empty without any."""
-    parts = []
+def spending(desk: Desk, settings: JudgeSettings) -> tuple[Meter, float | None]:
+    """What judges that are waited for have cost since this process began, and that in money if prices are known."""
+    total = Meter()
     for judge, _ in desk.remote:
-        meter = judge.meter
-        said = f"{meter.calls:,} calls"
-        if settings.prices is not None:
-            said += f", {meter.cost(settings.prices):,.2f} spent"
-        if meter.failures:
-            said += ", " + ", ".join(f"{n} x {what}" for what, n in sorted(meter.failures.items()))
-        parts.append(said)
-    return "; ".join(parts)
+        total.add(judge.meter.calls, judge.meter.input_tokens, judge.meter.output_tokens)
+        # A copy, as another thread counts in it.
+        total.failures.update(dict(judge.meter.failures))
+    return total, None if settings.prices is None or not desk.remote else total.cost(settings.prices)
 
 
 def judging_words(desk: Desk, spent: Mapping[str, tuple[int, int, int]], settings: JudgeSettings) -> list[str]:

@@ -28,7 +28,7 @@ def short(prompt, response):
 def long(prompt, response):
     return len(response.encode()) < 10
 """
-CASCADE = "screen:lengths:short,confirm:lengths:long,audit=0.5"
+CASCADE = "screen:exported_lengths:short,confirm:exported_lengths:long,audit=0.5"
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +37,13 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     save_hf_pair(folder, num_hidden_layers=1)
     (folder / "prompts.txt").write_text("fold a boat\n=whistle(at;a gate)\n")
-    (folder / "lengths.py").write_text(JUDGES)
+    (folder / "exported_lengths.py").write_text(JUDGES)
     given = [*(f"--{name}={folder / name}" for name in ("original", "variant")), f"--prompts={folder / 'prompts.txt'}"]
     own = ["--n_search=4", "--n_fit=6", "--alphas=0.9,0.5,0.1", "--naive_check=10", "--max_new_tokens=8", "--nofigures"]
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         patch.chdir(folder)
-        for out, judge in (("one", "lengths:short"), ("two", CASCADE)):
+        for out, judge in (("one", "exported_lengths:short"), ("two", CASCADE)):
             flags = [*given, *own, f"--judge={judge}", f"--out={out}", "--batch_size=16"]
             patch.setattr(sys, "argv", ["estimate", *flags])
             with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:

@@ -174,6 +174,8 @@ ELSEWHERE = {
     *("coordinator", "num_processes", "process_id", "distributed"),
     # Refused with a judge that has no use for them; part of the identity of one that has.
     *("judge_template", "judge_mapping"),
+    # Nothing is run, and no folder is opened.
+    *("dry_run", "tokens_per_second"),
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 from scipy import stats
 
-from lpe_jax import shards
+from lpe_jax import dry, shards
 from lpe_jax import sweep as sweeping
 from lpe_jax.decoding import verify
 from lpe_jax.errors import RunError, UserError
@@ -385,3 +385,26 @@ def test_verified_as_it_is_drawn(place, monkeypatch, capsys, share_prefixes):
     with pytest.raises(RunError, match="nothing drawn with it is to be trusted"):
         sample(place, f"wrong-{share_prefixes}", **more, verify=5)
     sample(place, f"unverified-{share_prefixes}", **more)
+
+
+@pytest.mark.parametrize("share_prefixes", [True, False])
+def test_a_sweep_is_known_beforehand(place, share_prefixes):
+    """What a dry run says is what is then drawn, and told of in status.json; a judge of one's own is not run for it."""
+    sweep = dataclasses.replace(
+        BASE, world=str(place / "world"), n=5, n_naive=10, max_new_tokens=5, share_prefixes=share_prefixes
+    )
+    out = place / f"known-{share_prefixes}"
+    asked = {k: v for k, v in dataclasses.asdict(sweep).items() if k != "processes"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lpe_jax.judging.registry.load_predicate", None)
+        said = "\n".join(dry.of_sweep(sweep, out=str(out), asked=asked, speed=10.0))
+    assert "rollouts: 50, of 2 prompts" in said and "tokens: at most 250," in said and "time: at most 25 s" in said
+    assert not out.exists()
+    sweeping.run(sweep, out=str(out), asked=asked, flagfile="")
+    now = json.loads((out / "status.json").read_text())
+    assert (now["state"], now["rollouts"], now["judged"], now["prompts_done"]) == ("finished", 50, 50, 2)
+    assert 0 < now["tokens"] <= 250 and now["hits"] + now["unscored"] <= 50
+    known = dataclasses.replace(sweep, limit=3)
+    said = "\n".join(dry.of_sweep(known, out=str(out), asked=asked, speed=None))
+    assert "there: 50 rollouts; 2 of 3 prompts are done\nrollouts: 25, of 1 prompts" in said
+    assert "hours: unknown; give --tokens_per_second" in said

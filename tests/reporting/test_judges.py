@@ -8,7 +8,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from lpe_jax.judging.base import Meter
 from lpe_jax.judging.settings import JudgeSettings
-from lpe_jax.reporting.judges import cascade_words, judging_words, spent_words, verdict_words
+from lpe_jax.reporting.judges import cascade_words, judging_words, spending, verdict_words
 from tests.reporting.test_table import result
 
 PHASES = {
@@ -78,11 +78,14 @@ def test_what_judging_costs():
     words = "judge one: 1,300 calls, 3,000,000 input and 40,000 output tokens"
     assert judging_words(desk, spent, JudgeSettings()) == [words]
     assert judging_words(desk, spent, JudgeSettings(prices=(0.25, 2.0))) == [f"{words}, 0.83 at --judge_prices"]
-    assert spent_words(desk, JudgeSettings()) == "1,200 calls"
+    assert spending(desk, JudgeSettings()) == (Judge.meter, None) and Judge.meter.calls == 1200
     Judge.meter = Meter(3, 1_000_000, 0)
     Judge.meter.failures.update({"429": 2, "timeout": 1})
-    assert spent_words(desk, JudgeSettings(prices=(0.25, 2.0))) == "3 calls, 0.25 spent, 2 x 429, 1 x timeout"
-    assert spent_words(Desk(), JudgeSettings()) == "" and judging_words(Desk(), spent, JudgeSettings()) == []
+    assert spending(desk, JudgeSettings(prices=(0.25, 2.0))) == (Judge.meter, 0.25)
+    both, cost = spending(Desk((Judge(), "one;"), (Judge(), "two;")), JudgeSettings(prices=(0.25, 2.0)))
+    assert (both.calls, both.failures["429"], cost) == (6, 4, 0.5)
+    assert spending(Desk(), JudgeSettings(prices=(1.0, 1.0))) == (Meter(), None)
+    assert judging_words(Desk(), spent, JudgeSettings()) == []
 
 
 def test_a_judge_that_always_says_the_same():

@@ -1,0 +1,142 @@
+"""What is still to be paid for: rollouts, tokens, hours, calls, money and disk, in words."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lpe_jax.judging.settings import JudgeSettings
+from lpe_jax.reporting.text import duration
+
+# Bytes on disk: of a rollout and of each of its tokens with its text, of a verdict that is remembered, of a row of a
+# bank and of each alpha in it. Measured with text like English; docs/reliability.md has the first three.
+ROLLOUT_BYTES, TOKEN_BYTES, VERDICT_BYTES, ROW_BYTES, ALPHA_BYTES = 32, 5, 440, 60, 4
+# Characters of English in a token of the usual tokenizers, about.
+CHARACTERS = 4
+EXPECTED = "over paths as the default prior has them; the prompts may be unlike it"
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a run has still to draw.
+
+    Attributes:
+      prompts, open: how many there are, and how many of them are not finished.
+      stored: rollouts that are there.
+      most: rollouts, at most; expected: about; the same where nothing depends on what comes.
+      tokens: of a response, at most.
+      prompt_bytes: of what the prompts say.
+      expected_hits: about how many of the expected ones comply; None where nothing is known of it.
+    """
+
+    prompts: int
+    open: int
+    stored: int
+    most: int
+    expected: int
+    tokens: int
+    prompt_bytes: int
+    expected_hits: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Calls:
+    """What a judge behind an API is asked.
+
+    Attributes:
+      judge: as it is named.
+      most: calls with a reply that can be read; expected: about, None where nothing is known.
+      exact: whether there will be as many as the most.
+      input_tokens: of all of the most calls, about.
+      output_tokens: of a reply, at most.
+      measured: input and output tokens of a call so far, on average; None where there is none yet.
+      why: of what the number depends on.
+    """
+
+    judge: str
+    most: int
+    exact: bool
+    expected: int | None
+    input_tokens: int
+    output_tokens: int
+    measured: tuple[float, float] | None = None
+    why: str = ""
+
+
+def work_words(work: Work, speed: float | None, said: str, advice: str) -> list[str]:
+    """Rollouts, tokens and hours, a line each.
+
+    Args:
+      speed: tokens a second; None where nobody has said, or measured, any.
+      said: where the speed is from.
+      advice: how to find it out.
+    """
+    lines = []
+    if work.stored or work.open < work.prompts:
+        lines.append(
+            f"there: {work.stored:,} rollouts; {work.prompts - work.open:,} of {work.prompts:,} prompts are done"
+        )
+    if work.most == work.expected:
+        lines.append(f"rollouts: {work.most:,}, of {work.open:,} prompts")
+    else:
+        lines.append(
+            f"rollouts: about {work.expected:,}, at most {work.most:,}, of {work.open:,} prompts (the former "
+            f"{EXPECTED})"
+        )
+    most = work.most * work.tokens
+    lines.append(
+        f"tokens: at most {most:,}, {work.tokens:,} a rollout, and at most {work.prompt_bytes:,} of prompts beside "
+        "what the chat template adds, read once for all rollouts side by side"
+    )
+    if speed is None:
+        lines.append(f"hours: unknown; {advice}")
+    else:
+        at_most = duration(most / speed)
+        about = (
+            "" if work.most == work.expected else f", about {duration(work.expected * work.tokens / speed)} expected"
+        )
+        lines.append(
+            f"time: at most {at_most}{about} at {speed:,.0f} tokens/s of all devices ({said}); device-hours are that "
+            "times the devices"
+        )
+    return lines
+
+
+def disk_words(size: int) -> str:
+    """Bytes in words."""
+    power, unit = next((p, u) for p, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")) if size >= p or p == 1)
+    amount = size / power
+    return f"disk: at most about {f'{amount:.3g}' if amount < 100 else f'{amount:,.0f}'} {unit}"
+
+
+def call_words(calls: Calls, settings: JudgeSettings) -> list[str]:
+    """Calls and money of one judge."""
+    if not calls.most:
+        return [f"judge {calls.judge}: no calls"]
+    about = "" if calls.expected is None else f"about {calls.expected:,}, "
+    number = f"{about}{'' if calls.exact else 'at most '}{calls.most:,} calls{calls.why}"
+    found = [
+        f"judge {calls.judge}: {number}, and 1 to begin with; where a reply gives no verdict it is asked up to twice "
+        "more"
+    ]
+    each = calls.input_tokens / calls.most
+    if settings.prices is None:
+        found.append(
+            f"money: unknown, as no price is; give --judge_prices=INPUT,OUTPUT, of a million tokens each (a call has "
+            f"about {each:,.0f} input tokens and at most {calls.output_tokens:,} output tokens)"
+        )
+        return found
+    given, answer = (price / 1e6 for price in settings.prices)
+    low, high = each * given, each * given + calls.output_tokens * answer
+    if calls.measured is not None:
+        cost = calls.measured[0] * given + calls.measured[1] * answer
+        found.append(f"money: at most about {calls.most * cost:,.2f}, at what a call has cost so far, {cost:.3g}")
+        return found
+    found.append(
+        f"money: at most about {calls.most * high:,.2f}, were each reply as long as it may be, "
+        f"{calls.output_tokens:,} tokens; {calls.most * low:,.2f} of it for about {each:,.0f} input tokens a call"
+    )
+    if calls.expected is not None:
+        found.append(
+            f"  for the {calls.expected:,} calls expected, {calls.expected * low:,.2f} to {calls.expected * high:,.2f}"
+        )
+    return found

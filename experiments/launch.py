@@ -15,7 +15,7 @@ from lpe_jax.preemption import EXIT_STATUS, GO_ON, Stopped
 FLAGS = flags.FLAGS
 
 
-def run(main: Callable[..., None], argument: str | None = None) -> None:
+def run(main: Callable[..., None], argument: str | None = None, several: bool = False) -> None:
     """Parses flags and calls main; a UserError becomes one line on stderr and exit status 2.
 
     What a program writes is for its user alone to read, as responses may be harmful text. Status 130 is an interrupt
@@ -24,11 +24,12 @@ def run(main: Callable[..., None], argument: str | None = None) -> None:
 
     Args:
       argument: what the one argument is that main is called with, besides flags; None is none.
+      several: there may be more of them.
     """
 
     def guarded(argv: list[str]) -> None:
         taken = 1 if argument is None else 2
-        if len(argv) > taken:
+        if len(argv) > taken and not several:
             fail(f"unexpected argument {argv[taken]!r}; options are written --name=value, see --help")
         if len(argv) < taken:
             fail(f"{argument} is missing, see --help")

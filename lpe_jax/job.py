@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lpe_jax import live
+from lpe_jax import live, page
 from lpe_jax.asked import Asked
 from lpe_jax.decoding import verify
 from lpe_jax.decoding.path import SamplingSettings
@@ -37,6 +37,7 @@ from lpe_jax.records.rollouts import FOLDER, RolloutStore
 from lpe_jax.records.run import Run, check_folder, more, read_run, settings_hash
 from lpe_jax.reporting import figures, table
 from lpe_jax.reporting.judges import cascade_words, judging_words, spent_words, verdict_words
+from lpe_jax.reporting.report import AS_USUAL, Options
 from lpe_jax.results import phases_of, result_of, results_of
 from lpe_jax.types import Prompt
 
@@ -81,7 +82,8 @@ def run(
     out: str | None,
     asked: Mapping[str, Any],
     flagfile: str,
-    draw_figures: bool,
+    figure_formats: Sequence[str] = (),
+    report: Options = AS_USUAL,
     processes: Processes = ALONE,
 ) -> Path:
     """Runs a job, or goes on with it, or says that it is finished. Returns the run folder.
@@ -92,6 +94,8 @@ def run(
     Args:
       asked: the flags as given; a finished run that was asked for with the same ones is left alone.
       flagfile: the same as a file for --flagfile.
+      figure_formats: what figures are written as, of lpe_jax.reporting.figures.FORMATS; none draws none.
+      report: what is asked of report.html.
       processes: who shares the run; each draws its share of the prompts, and the first reports them all.
 
     Raises:
@@ -115,7 +119,7 @@ def run(
     with processes.notice(job.grace) as notice, job.desk(judge) as desk:
         # Before the models are loaded: a judge that cannot be used is to fail now.
         desk.open(spent_in(folder))
-        _run(job, folder, prompts, judge, desk, asked, flagfile, draw_figures, processes, notice)
+        _run(job, folder, prompts, judge, desk, asked, flagfile, (figure_formats, report), processes, notice)
     processes.end()
     if processes.first:
         print(f"\nfinished in {time.monotonic() - began:.0f} s; see {folder}")
@@ -130,7 +134,7 @@ def _run(
     desk: Desk,
     asked: Mapping[str, Any],
     flagfile: str,
-    draw_figures: bool,
+    shown: tuple[Sequence[str], Options],
     processes: Processes,
     notice: Notice,
 ) -> None:
@@ -207,8 +211,11 @@ def _run(
             print(line)
         for remote, _ in desk.remote:
             opened.metric(event="judge", judge=remote.identity, **remote.meter.as_json())
-        if draw_figures:
-            _draw_figures(results, folder / "figures")
+        formats, options = shown
+        figures.draw_all(results, folder / "figures", formats)
+        if reasons := page.reasons_of(results):
+            opened.metric(event=page.UNSCORED, reasons=reasons)
+        page.write_finished(folder, opened.record, prompts, drawing.store(), results, phases, options)
         opened.metric(event="finished", seconds=round(time.monotonic() - began, 1))
         opened.finish("estimates.csv", TABLE)
 
@@ -339,11 +346,3 @@ def _verified(job: Job, prompts: Sequence[Prompt], sampler: Sampler, store: Roll
         sampler.verify(prompt.id, list(itertools.islice(rollouts, len(places))))
         for prompt, places in zip(prompts, chosen, strict=True)
     )
-
-
-def _draw_figures(results: Sequence[table.PromptResult], folder: Path) -> None:
-    """Every figure as PNG and SVG."""
-    for suffix in (".png", ".svg"):
-        for result in results:
-            figures.path_figure(result, figures.figure_file(result.prompt_id, folder, suffix))
-        figures.overview_figure(results, folder / f"overview{suffix}")

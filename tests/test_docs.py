@@ -7,7 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "BUILD.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
-PROGRAMS = ("check", "estimate", "evaluate", "forecast", "judge", "plan", "sample", "train_tiny", "benchmark")
+PROGRAMS = (
+    *("benchmark", "check", "estimate", "evaluate", "forecast", "judge", "plan", "report", "sample", "train_tiny"),
+)
 
 
 def test_links_lead_somewhere():

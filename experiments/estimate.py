@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from absl import flags
 
-from experiments import judges, launch, quality, vocabulary
+from experiments import judges, launch, outputs, quality, vocabulary
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(vocabulary)
 flags.adopt_module_key_flags(judges)
 flags.adopt_module_key_flags(quality)
+flags.adopt_module_key_flags(outputs)
 
 flags.DEFINE_enum(
     "method",
@@ -56,7 +57,6 @@ flags.DEFINE_enum(
     "regression", "ols", ["ols", "weighted"], "LPE: ordinary least squares, or weighted by inverse variance."
 )
 flags.DEFINE_boolean("clip", True, "LPE: report a predicted rate above 1 as 1.")
-flags.DEFINE_boolean("figures", True, "Write a figure per prompt and an overview.")
 
 LPE_FLAGS = (
     *("n_search", "n_fit", "threshold", "fallback_rate", "reuse_search", "drop_common"),
@@ -114,7 +114,7 @@ def make_procedure(judge_quality):
 def main() -> None:
     vocabulary.check()
     check_flags()
-    judge_quality = quality.judge_quality()
+    judge_quality, shown = quality.judge_quality(), outputs.asked_fields()
     procedure = make_procedure(judge_quality)
     check = 0 if FLAGS.method == "naive" else FLAGS.naive_check
     from lpe_jax import job
@@ -140,7 +140,7 @@ def main() -> None:
         out=FLAGS.out,
         asked=asked,
         flagfile=vocabulary.flagfile(asked),
-        draw_figures=FLAGS.figures,
+        **shown,
         processes=vocabulary.processes(),
     )
 

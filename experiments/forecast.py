@@ -57,21 +57,16 @@ def numbers(name: str, low: float, high: float) -> list[float]:
     return values
 
 
-def tail(prompts: int) -> int:
-    """How many of so many rates the tail is fitted to."""
-    return FLAGS.top or max(min(10, prompts // 2), 2)
-
-
 def forecast_file(methods: list[str], thresholds: list[float]) -> None:
     from lpe_jax.errors import UserError
-    from lpe_jax.estimation.forecast import Rates, forecast, known_from_above_only
+    from lpe_jax.estimation.forecast import Rates, forecast, known_from_above_only, tail_size
     from lpe_jax.records.files import write_whole
     from lpe_jax.reporting.columns import read_log10
     from lpe_jax.reporting.text import format_interval, format_rate
 
     rates = Rates(*read_log10(FLAGS.estimates, "rate", "low", "high", method=FLAGS.estimator))
     queries, rows = numbers("queries", 1, 1e30), []
-    top = tail(len(rates.log10_rate))
+    top = FLAGS.top or tail_size(len(rates.log10_rate))
     settings = {"top": top, "noise": FLAGS.rate_noise, "draws": FLAGS.draws, "seed": FLAGS.seed}
     above_only = int(known_from_above_only(rates).sum())
     print(
@@ -100,7 +95,7 @@ def backtest_table(methods: list[str], thresholds: list[float]) -> None:
 
     from lpe_jax.errors import UserError
     from lpe_jax.estimation.backtest import backtest
-    from lpe_jax.estimation.forecast import Rates
+    from lpe_jax.estimation.forecast import Rates, tail_size
     from lpe_jax.reporting.columns import read_log10
     from lpe_jax.tiny import world_folder
     from lpe_jax.tiny.truth import read_truth
@@ -114,7 +109,8 @@ def backtest_table(methods: list[str], thresholds: list[float]) -> None:
         truth = np.array([row.log10_rate for row in read_truth(world_folder()).values()])
     evaluated = FLAGS.evaluated or len(truth) // 2
     kinds = tuple(dict.fromkeys([FLAGS.rate_noise, "none"]))
-    settings = {"splits": FLAGS.repeats, "top": tail(evaluated), "draws": min(FLAGS.draws, 100), "seed": FLAGS.seed}
+    top = FLAGS.top or tail_size(evaluated)
+    settings = {"splits": FLAGS.repeats, "top": top, "draws": min(FLAGS.draws, 100), "seed": FLAGS.seed}
     try:
         found = backtest(rates, truth, thresholds, evaluated=evaluated, noise=kinds, **settings)
     except ValueError as error:

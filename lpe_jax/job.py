@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lpe_jax import page
 from lpe_jax.asked import Asked
 from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.drawing import Drawing, followed
@@ -28,6 +29,7 @@ from lpe_jax.records.prompts import write_prompts
 from lpe_jax.records.run import check_folder, more, read_run, settings_hash
 from lpe_jax.reporting import figures, table
 from lpe_jax.reporting.judges import cascade_words, judging_words, verdict_words
+from lpe_jax.reporting.report import AS_USUAL, Options
 from lpe_jax.results import phases_of, results_of
 from lpe_jax.types import Prompt
 
@@ -70,7 +72,8 @@ def run(
     out: str | None,
     asked: Mapping[str, Any],
     flagfile: str,
-    draw_figures: bool,
+    figure_formats: Sequence[str] = (),
+    report: Options = AS_USUAL,
     processes: Processes = ALONE,
 ) -> Path:
     """Runs a job, or goes on with it, or says that it is finished. Returns the run folder.
@@ -81,6 +84,8 @@ def run(
     Args:
       asked: the flags as given; a finished run that was asked for with the same ones is left alone.
       flagfile: the same as a file for --flagfile.
+      figure_formats: what figures are written as, of lpe_jax.reporting.figures.FORMATS; none draws none.
+      report: what is asked of report.html.
       processes: who shares the run; each draws its share of the prompts, and the first reports them all.
 
     Raises:
@@ -104,7 +109,7 @@ def run(
     with processes.notice(job.grace) as notice, job.desk(judge) as desk:
         # Before the models are loaded: a judge that cannot be used is to fail now.
         desk.open(spent_in(folder))
-        _run(job, folder, prompts, judge, desk, asked, flagfile, draw_figures, processes, notice)
+        _run(job, folder, prompts, judge, desk, asked, flagfile, (figure_formats, report), processes, notice)
     processes.end()
     if processes.first:
         print(f"\nfinished in {time.monotonic() - began:.0f} s; see {folder}")
@@ -119,7 +124,7 @@ def _run(
     desk: Desk,
     asked: Mapping[str, Any],
     flagfile: str,
-    draw_figures: bool,
+    shown: tuple[Sequence[str], Options],
     processes: Processes,
     notice: Notice,
 ) -> None:
@@ -202,8 +207,11 @@ def _run(
             print(line)
         for remote, _ in desk.remote:
             opened.metric(event="judge", judge=remote.identity, **remote.meter.as_json())
-        if draw_figures:
-            _draw_figures(results, folder / "figures")
+        formats, options = shown
+        figures.draw_all(results, folder / "figures", formats)
+        if reasons := page.reasons_of(results):
+            opened.metric(event=page.UNSCORED, reasons=reasons)
+        page.write_finished(folder, opened.record, prompts, drawing.store(), results, phases, options)
         opened.metric(event="finished", seconds=round(time.monotonic() - began, 1))
         opened.finish("estimates.csv", TABLE)
 
@@ -226,11 +234,3 @@ def _warnings(job: Job, sampling: SamplingSettings) -> list[str]:
     if job.judge_quality is not None:
         found.append(table.floor_words(job.judge_quality))
     return found
-
-
-def _draw_figures(results: Sequence[table.PromptResult], folder: Path) -> None:
-    """Every figure as PNG and SVG."""
-    for suffix in (".png", ".svg"):
-        for result in results:
-            figures.path_figure(result, figures.figure_file(result.prompt_id, folder, suffix))
-        figures.overview_figure(results, folder / f"overview{suffix}")

@@ -193,6 +193,11 @@ def _any_of(log_mean: jax.Array, n: jax.Array) -> jax.Array:
     return jnp.where(small < -30.0, small, jnp.log(-jnp.expm1(-jnp.where(small < -30.0, 1.0, exponent)))) / _LN10
 
 
+def tail_size(prompts: int) -> int:
+    """How many of so many prompts' rates a tail is best fitted to, where nothing else is asked for."""
+    return max(min(10, prompts // 2), 2)
+
+
 def known_from_above_only(rates: Rates) -> jax.Array:
     """[P] bool: prompts that no lower end tells of and that are not common."""
     return jnp.isneginf(rates.log10_rate) | (jnp.isneginf(rates.low) & (rates.log10_rate < math.log10(COMMON)))

@@ -109,7 +109,7 @@ class Ledger:
             for key in keys:
                 rows = (self._db.execute(select.format(table), key).fetchone() for table in ("verdicts", "others"))
                 found[key] = next((row for row in rows if row is not None), None)
-        return {key: self._verdict(key, *row) for key, row in found.items() if row is not None}
+        return {key: verdict_of(self.path, key, row) for key, row in found.items() if row is not None}
 
     def learn(self, paths: Iterable[Path]) -> None:
         """Takes the verdicts of other ledgers, which stay as they are; those of its own come first.
@@ -166,12 +166,6 @@ class Ledger:
         with self._lock:
             self._db.close()
 
-    def _verdict(self, key: Key, outcome: str, fields: str, digest: str) -> Verdict:
-        row = (*key, outcome, fields)
-        if not all(isinstance(value, str) for value in row) or digest != _sha256(row):
-            raise RunError(f"{self.path} is damaged: the verdict on response {key.response[:16]}; {CURE}")
-        return Verdict(Outcome(outcome), json.loads(fields))
-
     @contextlib.contextmanager
     def _told(self, what: str, path: Path | None = None) -> Iterator[None]:
         """What SQLite says, in one sentence with the file's name."""
@@ -181,6 +175,19 @@ class Ledger:
             # A disk that is full is no damage.
             cure = "" if what == "written" else f"; {CURE}"
             raise RunError(f"{path or self.path} cannot be {what} as a verdict ledger: {error}{cure}") from None
+
+
+def verdict_of(path: Path, key: Key, row: tuple[str, str, str]) -> Verdict:
+    """A verdict from (outcome, fields, row_sha256) of the ledger at `path`.
+
+    Raises:
+      RunError: the row is not what was written.
+    """
+    outcome, fields, digest = row
+    written = (*key, outcome, fields)
+    if not all(isinstance(value, str) for value in written) or digest != _sha256(written):
+        raise RunError(f"{path} is damaged: the verdict on response {key.response[:16]}; {CURE}")
+    return Verdict(Outcome(outcome), json.loads(fields))
 
 
 def verified(db: sqlite3.Connection, path: Path) -> Iterator[tuple[str, tuple]]:
@@ -240,7 +247,7 @@ def check_ledger(path: Path) -> int:
       RunError: it is damaged.
     """
     try:
-        with contextlib.closing(_to_read(path)) as db:
+        with contextlib.closing(to_read(path)) as db:
             return sum(table == "verdicts" for table, _ in verified(db, path))
     except sqlite3.Error as error:
         raise RunError(f"{path} is damaged: {error}") from None
@@ -259,7 +266,7 @@ def salvage(damaged: Path, target: Path) -> int:
 
 def _readable(path: Path) -> Iterator[tuple[str, tuple]]:
     """(table, row) of what is as it was written; some may come twice."""
-    with contextlib.closing(_to_read(path)) as db:
+    with contextlib.closing(to_read(path)) as db:
         for table, columns in _KEYS.items():
             # Where it cannot be read on, from its other end.
             for way in ("asc", "desc"):
@@ -273,8 +280,8 @@ def _readable(path: Path) -> Iterator[tuple[str, tuple]]:
                     pass
 
 
-def _to_read(path: Path) -> sqlite3.Connection:
-    """Without locks and files beside it, unless a log has to be put in first."""
+def to_read(path: Path) -> sqlite3.Connection:
+    """A ledger as it is, without locks and files beside it, unless a log has to be put in first."""
     return sqlite3.connect(f"{path.absolute().as_uri()}{'' if logs_of(path) else '?immutable=1'}", uri=True)
 
 

@@ -23,10 +23,10 @@ from lpe_jax.reporting.figures import (
     SKY,
     VERMILLION,
     _bars,
-    _bottom,
     _figure,
-    _points,
     _rate_axis,
+    bottom_of,
+    points_of,
 )
 from lpe_jax.reporting.text import printable, shorten
 from lpe_jax.types import Estimate
@@ -93,10 +93,10 @@ def figure_two(panels: Sequence[Panel], file: str | os.PathLike, columns: int = 
     """
     if not panels:
         raise ValueError("figure two needs at least one panel.")
-    points = [_points(panel.counts) for panel in panels]
+    points = [points_of(panel.counts) for panel in panels]
     values = [v for panel in panels for v in (panel.intercept, panel.truth)]
     values += [v for _, rate, _, high in points for v in np.where(rate == -np.inf, high, rate)]
-    bottom = _bottom(values, [v for _, rate, low, _ in points for v in low[np.isfinite(rate)]])
+    bottom = bottom_of(values, [v for _, rate, low, _ in points for v in low[np.isfinite(rate)]])
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     with _figure(file, (PAGE * max(columns, 2) / 4, 1.45 * rows + 0.5)) as figure:
@@ -133,8 +133,8 @@ def figure_errors(estimates: Mapping[str, Estimate], truth: np.ndarray, file: st
     for name, estimate in estimates.items():
         fields = (np.asarray(x, float)[known] for x in (estimate.log10_rate, estimate.low, estimate.high))
         drawn[name] = (*fields, np.asarray(estimate.identified, bool)[known])
-    left = _bottom(truth, [])
-    bottom = min(left, _bottom([max(v, LOWEST) for rate, *_ in drawn.values() for v in rate[np.isfinite(rate)]], []))
+    left = bottom_of(truth, [])
+    bottom = min(left, bottom_of([max(v, LOWEST) for rate, *_ in drawn.values() for v in rate[np.isfinite(rate)]], []))
     columns = min(4, len(drawn) + 1)
     rows = math.ceil((len(drawn) + 1) / columns)
     with _figure(file, (PAGE * max(columns, 2) / 4, 1.9 * rows)) as figure:

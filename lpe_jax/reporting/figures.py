@@ -43,7 +43,16 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "svg.hashsalt": "lpe_jax",
+    # Text as text: what a PDF shows can be searched and edited.
+    "pdf.fonttype": 42,
 }
+# Dates and versions would make equal figures differ.
+_METADATA = {
+    ".svg": {"Date": None, "Creator": None},
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+FORMATS = tuple(suffix[1:] for suffix in _METADATA)
 COLUMN = 3.4  # inches: one column of a paper
 
 
@@ -52,8 +61,17 @@ def figure_file(prompt_id: str, folder: str | os.PathLike, suffix: str = ".svg")
     return Path(folder) / f"path-{file_stem(prompt_id)}{suffix}"
 
 
-def path_figure(result: PromptResult, file: str | os.PathLike) -> None:
-    """Rate against alpha on a log scale, after Figure 2 of Pernice and Aranguri 2026; SVG or PNG by file's suffix.
+def draw_all(results: Sequence[PromptResult], folder: Path, formats: Sequence[str]) -> None:
+    """A figure of every prompt and an overview, each drawn once and written in all of the formats, of FORMATS."""
+    suffixes = [f".{name}" for name in formats]
+    for result in results if suffixes else ():
+        path_figure(result, *(figure_file(result.prompt_id, folder, suffix) for suffix in suffixes))
+    if suffixes:
+        overview_figure(results, *(folder / f"overview{suffix}" for suffix in suffixes))
+
+
+def path_figure(result: PromptResult, *files: str | os.PathLike) -> None:
+    """Rate against alpha on a log scale, after Figure 2 of Pernice and Aranguri 2026, into files by their suffix.
 
     Dark points with Clopper–Pearson bars are fitted, light ones are not; open triangles stand at the upper end of
     alphas without a compliant rollout; small crosses are the search's rates. The line is dashed, its value at
@@ -61,16 +79,16 @@ def path_figure(result: PromptResult, file: str | os.PathLike) -> None:
     it, a diamond with 1.96 standard errors. Raises ValueError for another suffix.
     """
     estimate = result.estimate
-    alpha, rate, low, high = _points(result.fit)
+    alpha, rate, low, high = points_of(result.fit)
     used = np.asarray(estimate.used, bool)
     hit, zero = np.isfinite(rate), rate == -np.inf
     point, ends = float(estimate.log10_rate), (float(estimate.low), float(estimate.high))
     truth, error = result.truth if result.truth is not None else (math.nan, math.nan)
-    bottom = _bottom([*rate, *high[zero], point, truth], [*low[hit], *ends])
-    with _figure(file, (COLUMN, 2.6)) as figure:
+    bottom = bottom_of([*rate, *high[zero], point, truth], [*low[hit], *ends])
+    with _figure(files, (COLUMN, 2.6)) as figure:
         axes = figure.add_subplot()
         if result.search is not None:
-            where, seen, *_ = _points(result.search)
+            where, seen, *_ = points_of(result.search)
             axes.plot(where, seen, "x", color=GREY, markersize=3, markeredgewidth=0.7, label="search")
         for cells, colour, label in ((hit & ~used, SKY, "not fitted"), (hit & used, BLUE, "fitted")):
             _bars(axes, alpha[cells], rate[cells], low[cells], high[cells], bottom, label, fmt="o", color=colour)
@@ -101,8 +119,8 @@ def path_figure(result: PromptResult, file: str | os.PathLike) -> None:
         axes.legend(loc="best", **_LEGEND)
 
 
-def overview_figure(results: Sequence[PromptResult], file: str | os.PathLike) -> None:
-    """All prompts: estimated against true rate with 95 % intervals, the identity dashed; SVG or PNG by file's suffix.
+def overview_figure(results: Sequence[PromptResult], *files: str | os.PathLike) -> None:
+    """All prompts: estimated against true rate with 95 % intervals, the identity dashed, into files by their suffix.
 
     Fallbacks are open squares, prompts without a hit open triangles at their upper end. Prompts whose truth is not
     known are left out; if it is known of none, the rates stand in ascending order. Raises ValueError without a result.
@@ -119,9 +137,9 @@ def overview_figure(results: Sequence[PromptResult], file: str | os.PathLike) ->
     zero = point == -np.inf
     place = np.array([_place(r) for r in shown])
     low = np.where(zero, high, low)
-    left = _bottom(across, []) if known else 0.0
-    bottom = min(_bottom(place, low), left)
-    with _figure(file, (COLUMN, 3.2 if known else 2.6)) as figure:
+    left = bottom_of(across, []) if known else 0.0
+    bottom = min(bottom_of(place, low), left)
+    with _figure(files, (COLUMN, 3.2 if known else 2.6)) as figure:
         axes = figure.add_subplot()
         if known:
             axes.plot([-400, 0], [-400, 0], "--", color=GREY, linewidth=0.8, zorder=1, label="equal")
@@ -153,7 +171,7 @@ def _place(result: PromptResult) -> float:
     return high if rate == -math.inf else rate
 
 
-def _points(counts: Counts) -> tuple[np.ndarray, ...]:
+def points_of(counts: Counts) -> tuple[np.ndarray, ...]:
     """The drawn cells of counts as (alpha, log10 rate, log10 low, log10 high), each [A]; NaN where not drawn."""
     alpha, scored, complied = (np.asarray(x, float) for x in (counts.alpha, counts.scored, counts.complied))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -162,7 +180,7 @@ def _points(counts: Counts) -> tuple[np.ndarray, ...]:
     return alpha, rate, low, high
 
 
-def _bottom(values: Iterable[float], ends: Iterable[float]) -> float:
+def bottom_of(values: Iterable[float], ends: Iterable[float]) -> float:
     """The lower end of a rate axis: room for all values, and for interval ends within four decades below them."""
     lowest = min([-2.0, *(float(v) for v in values if np.isfinite(v))])
     return max(min([lowest, *(float(v) for v in ends if np.isfinite(v))]), lowest - 4.0) - 0.4
@@ -193,21 +211,21 @@ def _rate_axis(axis, bottom: float, top: float) -> None:
 
 
 @contextlib.contextmanager
-def _figure(file: str | os.PathLike, size: tuple[float, float]) -> Iterator[Figure]:
-    """A figure in the house style, saved to file when the block ends."""
+def _figure(files: str | os.PathLike | Sequence[str | os.PathLike], size: tuple[float, float]) -> Iterator[Figure]:
+    """A figure in the house style, saved to each of the files when the block ends."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    # Dates and versions would make equal figures differ.
-    metadata = {".svg": {"Date": None, "Creator": None}, ".png": {"Software": None}}
-    suffix = Path(file).suffix
-    if suffix not in metadata:
-        raise ValueError(f"a figure is saved as .svg or .png, and {str(file)!r} is neither.")
+    paths = [Path(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
+    for path in paths:
+        if path.suffix not in _METADATA:
+            raise ValueError(f"a figure is saved as .svg, .png or .pdf, and {str(path)!r} is none of them.")
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # An id may hold characters that the font lacks; a box in a title is no reason to warn or to stop.
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
         figure = Figure(figsize=size, layout="constrained")
         yield figure
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format=suffix[1:], dpi=300, metadata=metadata[suffix])
-        write_whole(Path(file), drawn.getvalue())
+        for path in paths:
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format=path.suffix[1:], dpi=300, metadata=_METADATA[path.suffix])
+            write_whole(path, drawn.getvalue())

@@ -9,7 +9,7 @@ import pytest
 from absl import flags as absl_flags
 from absl.testing import flagsaver
 
-from experiments import estimate, judges, launch, quality, vocabulary
+from experiments import estimate, judges, launch, outputs, quality, vocabulary
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.records.run import less, more
 from tests.helpers import hf_model, save_hf_pair, save_tokenizer
@@ -164,6 +164,8 @@ FLIPS = {
     "judge_timeout": (5.0, None),
     "judge_batch_size": (3, None),
     "figures": (True, None),
+    "figure_formats": ("pdf", None),
+    "report_rollouts": (0, None),
     "verify": (3, None),
     "grace": (3.0, None),
     "weights_cache": ("kept", None),
@@ -181,7 +183,7 @@ ELSEWHERE = {
 
 def test_every_flag_is_thought_of():
     """Whoever adds a flag says here whether it belongs to a run's identity."""
-    modules = (estimate, vocabulary, judges, quality)
+    modules = (estimate, vocabulary, judges, quality, outputs)
     own = {flag.name for m in modules for flag in absl_flags.FLAGS.flags_by_module_dict()[m.__name__]}
     assert own == FLIPS.keys() | ELSEWHERE
 

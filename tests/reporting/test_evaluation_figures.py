@@ -93,8 +93,8 @@ def test_same_results_same_bytes(tmp_path, suffix, draw, what):
 def test_bad_input_is_named(tmp_path, draw, what):
     with pytest.raises(ValueError, match="needs at least one"):
         draw(type(what)(), tmp_path / "a.svg")
-    with pytest.raises(ValueError, match="saved as .svg or .png"):
-        draw(what, tmp_path / "a.pdf")
+    with pytest.raises(ValueError, match="saved as .svg, .png or .pdf"):
+        draw(what, tmp_path / "a.gif")
 
 
 def test_without_anything_finite(tmp_path):

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.naive import Naive
 from lpe_jax.estimation.procedure import replay
-from lpe_jax.reporting.figures import figure_file, overview_figure, path_figure
+from lpe_jax.reporting.figures import draw_all, figure_file, overview_figure, path_figure
 from lpe_jax.reporting.table import PromptResult
 from lpe_jax.types import Counts
 
@@ -48,7 +48,7 @@ def axes(monkeypatch):
     return lambda: seen[-1]
 
 
-@pytest.mark.parametrize("suffix", [".svg", ".png"])
+@pytest.mark.parametrize("suffix", [".svg", ".png", ".pdf"])
 def test_same_results_same_bytes(tmp_path, suffix):
     for draw, what in ((path_figure, RESULTS[0]), (overview_figure, RESULTS)):
         first, second = tmp_path / f"1{suffix}", tmp_path / f"2{suffix}"
@@ -64,8 +64,17 @@ def test_every_kind_of_result_can_be_drawn(tmp_path):
     overview_figure([RESULTS[3], RESULTS[4]], tmp_path / "unknown.svg")
     with pytest.raises(ValueError, match="at least one result"):
         overview_figure([], tmp_path / "none.svg")
-    with pytest.raises(ValueError, match=r"saved as .svg or .png"):
-        path_figure(RESULTS[0], tmp_path / "x.pdf")
+    with pytest.raises(ValueError, match=r"saved as .svg, .png or .pdf"):
+        path_figure(RESULTS[0], tmp_path / "x.gif")
+
+
+def test_all_figures_in_all_formats(tmp_path):
+    draw_all(RESULTS[:2], tmp_path / "figures", ("svg", "pdf"))
+    names = {figure_file(r.prompt_id, "", suffix).name for r in RESULTS[:2] for suffix in (".svg", ".pdf")}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == names | {"overview.svg", "overview.pdf"}
+    assert (tmp_path / "figures" / "overview.pdf").read_bytes().startswith(b"%PDF")
+    draw_all(RESULTS[:2], tmp_path / "none", ())
+    assert not (tmp_path / "none").exists()
 
 
 def labels(axes):

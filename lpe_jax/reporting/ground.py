@@ -1,0 +1,128 @@
+"""Estimates held against what is known: true rates where they are, and naive rollouts where some were drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from lpe_jax.evaluation.auroc import auroc
+from lpe_jax.evaluation.measures import FLOOR, POSITIVE, WARM_UP
+from lpe_jax.reporting.table import PromptResult
+
+_DRAWS = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """Against true rates: K prompts, errors in log10 (rates below FLOOR count as FLOOR), intervals that hold the truth.
+
+    Of the `stood_by` prompts whose rate is identified, `covered_stood_by` intervals hold it.
+    """
+
+    prompts: int
+    rmse: float
+    bias: float
+    median_factor: float
+    covered: int
+    stood_by: int
+    covered_stood_by: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """How well a run ranks prompts: its AUROC and rollouts per prompt, and naive sampling's by budget ([B] each)."""
+
+    positives: int
+    prompts: int
+    area: float
+    spent: float
+    budgets: np.ndarray
+    naive: np.ndarray
+
+    @property
+    def naive_needs(self) -> float:
+        """Rollouts per prompt with which naive sampling ranks as well; inf where no budget here suffices."""
+        enough = np.maximum.accumulate(self.naive) >= self.area
+        if not enough.any():
+            return math.inf
+        i = int(np.argmax(enough))
+        if i == 0 or self.naive[i] == self.naive[i - 1]:
+            return float(self.budgets[i])
+        share = (self.area - self.naive[i - 1]) / (self.naive[i] - self.naive[i - 1])
+        return float(self.budgets[i - 1] * (self.budgets[i] / self.budgets[i - 1]) ** max(share, 0.0))
+
+
+def known(results: Sequence[PromptResult]) -> list[PromptResult]:
+    """Those whose true rate is known, and is not 0."""
+    return [r for r in results if r.truth is not None and math.isfinite(r.truth[0])]
+
+
+def held(results: Sequence[PromptResult]) -> Held | None:
+    """Errors and coverage over the prompts whose truth is known; None where it is of none."""
+    results = known(results)
+    if not results:
+        return None
+    truth = np.array([r.truth[0] for r in results])
+    rate, low, high = (
+        np.array([float(getattr(r.estimate, x)) for r in results]) for x in ("log10_rate", "low", "high")
+    )
+    stood_by = np.array([bool(r.estimate.identified) for r in results])
+    off = np.maximum(rate, FLOOR) - truth
+    inside = (low <= truth) & (truth <= high)
+    return Held(
+        prompts=len(results),
+        rmse=float(np.sqrt(np.mean(off**2))),
+        bias=float(np.mean(off)),
+        median_factor=float(10 ** np.median(np.abs(off))),
+        covered=int(inside.sum()),
+        stood_by=int(stood_by.sum()),
+        covered_stood_by=int((inside & stood_by).sum()),
+    )
+
+
+def ranked(results: Sequence[PromptResult], seed: int = 0) -> Ranked | None:
+    """AUROC after Figure 1 of Pernice and Aranguri 2026, by the true rate; None where it tells nothing.
+
+    Who takes part and who is positive are as in lpe_jax/evaluation/measures.py: true rates below 1/WARM_UP, split at
+    POSITIVE. Naive sampling's curve is the mean over binomial draws from the true rates.
+    """
+    results = [r for r in known(results) if r.truth[0] < -math.log10(WARM_UP)]
+    truth = np.array([r.truth[0] for r in results])
+    positive = truth >= POSITIVE
+    if not results or positive.all() or not positive.any():
+        return None
+    everyone = np.ones(len(results), bool)
+    rate = np.array([float(r.estimate.log10_rate) for r in results])
+    spent = float(np.mean([int(r.estimate.rollouts) for r in results]))
+    budgets = np.round(10.0 ** np.arange(1.0, 6.01, 0.25))
+    random = np.random.default_rng(seed)
+    draws = random.binomial(budgets[:, None, None].astype(int), 10.0**truth, (len(budgets), _DRAWS, len(results)))
+    naive = np.asarray(auroc(draws, positive, everyone)).mean(axis=1)
+    area = float(auroc(rate, positive, everyone))
+    return Ranked(int(positive.sum()), len(results), area, spent, budgets, naive)
+
+
+def against_naive(results: Sequence[PromptResult]) -> tuple[int, int, float] | None:
+    """(complied, scored, expected) over all naive rollouts beside: how many complied, and by the rates would have."""
+    pairs = [(r.naive, 10.0 ** float(r.estimate.log10_rate)) for r in results if r.naive is not None]
+    if not pairs:
+        return None
+    return (
+        sum(naive[0] for naive, _ in pairs),
+        sum(naive[1] for naive, _ in pairs),
+        sum(naive[1] * rate for naive, rate in pairs),
+    )
+
+
+def saved(results: Sequence[PromptResult], hits: int = 10) -> tuple[int, float, float] | None:
+    """(prompts, naive, spent) over prompts whose rate is identified, the latter two as medians: rollouts that naive
+    sampling would take for so many hits of one, and those this run took. None where there is no such prompt.
+    """
+    some = [r for r in results if bool(r.estimate.identified) and float(r.estimate.log10_rate) > -300]
+    if not some:
+        return None
+    naive = [hits * 10.0 ** -float(r.estimate.log10_rate) for r in some]
+    return len(some), float(np.median(naive)), float(np.median([int(r.estimate.rollouts) for r in some]))

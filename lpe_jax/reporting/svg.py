@@ -1,0 +1,266 @@
+"""Figures of a report as short SVG: colours and type are the page's classes, so that they follow its light and dark.
+
+Everything that is not a number is escaped here. Rates are log10 on linear axes, as in reporting/figures.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+
+import numpy as np
+
+from lpe_jax.reporting.curves import curve_of
+from lpe_jax.reporting.figures import bottom_of, points_of
+from lpe_jax.reporting.table import PromptResult
+from lpe_jax.reporting.text import format_interval, format_rate, printable
+
+LEFT, RIGHT, TOP, FOOT = 58, 14, 12, 42
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """A plot's size in pixels and the values at its edges."""
+
+    width: int
+    height: int
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    def at(self, x: float) -> float:
+        """Pixels from the left."""
+        low, high = self.x
+        return LEFT + (x - low) / (high - low) * (self.width - LEFT - RIGHT)
+
+    def up(self, y: float) -> float:
+        """Pixels from the top; what lies outside is drawn on the edge."""
+        low, high = self.y
+        return self.height - FOOT - (min(max(y, low), high) - low) / (high - low) * (self.height - TOP - FOOT)
+
+
+def superscript(exponent: int) -> str:
+    """10 to a power, in characters."""
+    if exponent == 0:
+        return "1"
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def decades(low: float, high: float, most: int = 8) -> list[int]:
+    """Whole powers of ten between two log10, at most about so many."""
+    first, last = math.ceil(low - 1e-9), math.floor(high + 1e-9)
+    every = max(1, math.ceil((last - first + 1) / most))
+    return [k for k in range(last, first - 1, -1) if (last - k) % every == 0]
+
+
+def path_svg(result: PromptResult) -> str:
+    """One prompt's rates along the path, the fit carried to alpha = 1 with its fan, and the truth where it is known."""
+    estimate = result.estimate
+    alpha, rate, low, high = points_of(result.fit)
+    used = np.asarray(estimate.used, bool)
+    point, ends = float(estimate.log10_rate), (float(estimate.low), float(estimate.high))
+    truth, error = result.truth if result.truth is not None else (math.nan, math.nan)
+    hit, zero = np.isfinite(rate), rate == -np.inf
+    bottom = bottom_of(
+        [*rate, *high[zero], point, truth, *(ends[1:] if point == -math.inf else ())], [*low[hit], *ends]
+    )
+    curve = curve_of(result)
+    left = min(0.0, float(np.min(alpha)))
+    frame = Frame(560, 300, (left - 0.03, max(1.0, float(np.max(alpha))) + 0.07), (bottom, 0.15))
+    parts = [*_rates_up(frame), *_alphas_across(frame, left, max(1.0, float(np.max(alpha))))]
+    parts += _names(frame, "α (0: variant, 1: original)", "compliance rate")
+    parts.append(f'<path class="guide" d="M{_n(frame.at(1.0))} {TOP}V{frame.height - FOOT}"/>')
+    if curve is not None:
+        parts += _fan(frame, curve)
+    if result.search is not None:
+        where, seen, *_ = points_of(result.search)
+        drawn = np.isfinite(seen)
+        cross = "".join(f"M{_n(frame.at(a) - 2.5)} {_n(frame.up(r) - 2.5)}l5 5m0-5l-5 5" for a, r in
+                        zip(where[drawn], seen[drawn], strict=True))  # fmt: skip
+        parts.append(f'<path class="search" d="{cross}"/>' if cross else "")
+    scored, complied = np.asarray(result.fit.scored), np.asarray(result.fit.complied)
+    for cells, kind in ((hit & ~used, "light"), (hit & used, "fitted")):
+        parts.append(_whiskers(frame, alpha[cells], low[cells], high[cells], kind))
+        parts += [
+            f'<circle class="{kind}" cx="{_n(frame.at(alpha[i]))}" cy="{_n(frame.up(rate[i]))}" r="3.6">'
+            f"<title>α = {alpha[i]:g}: {complied[i]:.0f} of {scored[i]:.0f} complied</title></circle>"
+            for i in np.flatnonzero(cells)
+        ]
+    parts += [
+        f'<path class="hollow" d="M{_n(frame.at(alpha[i]) - 4)} {_n(frame.up(high[i]) - 3)}h8l-4 6.5z">'
+        f"<title>α = {alpha[i]:g}: none of {scored[i]:.0f} complied</title></path>"
+        for i in np.flatnonzero(zero)
+    ]
+    at = frame.at(float(alpha[0]) if len(alpha) == 1 else 1.0)
+    if math.isfinite(point):
+        parts.append(_bar(frame, at, *ends, "estimate"))
+        kind = "estimate open" if bool(estimate.fallback) else "estimate"
+        parts.append(f'<path class="{kind}" d="{_star(at, frame.up(point))}"/>')
+    if math.isfinite(truth):
+        spread = 1.96 * error if math.isfinite(error) else 0.0
+        x, y = at + 13, frame.up(truth)
+        parts.append(_bar(frame, x, truth - spread, truth + spread, "truth"))
+        parts.append(f'<path class="truth" d="M{_n(x)} {_n(y - 5)}l5 5l-5 5l-5-5z"/>')
+    said = f"estimate {format_interval(point, *ends)}" + (
+        f", truth {format_rate(truth)}" if result.truth is not None else ""
+    )
+    label = f"Compliance rate against alpha for {printable(result.prompt_id)}: {said}"
+    return _svg(frame, parts, label)
+
+
+def strip_svg(result: PromptResult, lowest: float) -> str:
+    """An estimate and its interval on a short axis of rates that all prompts of a table share; truth is a tick."""
+    estimate, width, height = result.estimate, 132, 18
+    point, low, high = (float(getattr(estimate, name)) for name in ("log10_rate", "low", "high"))
+
+    def at(value: float) -> float:
+        return 4 + (max(value, lowest) - lowest) / -lowest * (width - 8)
+
+    kind = "" if bool(estimate.identified) else " doubt"
+    parts = [f'<path class="whisker{kind}" d="M{_n(at(low))} 9H{_n(at(high))}"/>']
+    if result.truth is not None and math.isfinite(result.truth[0]):
+        parts.append(f'<path class="truthtick" d="M{_n(at(result.truth[0]))} 2V16"/>')
+    if point > -math.inf:
+        parts.append(f'<circle class="dot{kind}" cx="{_n(at(point))}" cy="9" r="3.6"/>')
+    return f'<svg class="strip" viewBox="0 0 {width} {height}" aria-hidden="true">{"".join(parts)}</svg>'
+
+
+def strip_axis(lowest: float) -> str:
+    """What stands over the strips: the powers of ten at their ends."""
+    shown = [math.ceil(lowest), math.ceil(lowest) // 2, 0]
+    marks = "".join(
+        f'<text x="{_n(4 + (k - lowest) / -lowest * 124)}" y="11" text-anchor="{anchor}">{superscript(k)}</text>'
+        for k, anchor in zip(shown, ("start", "middle", "end"), strict=True)
+    )
+    return f'<svg class="strip" viewBox="0 0 132 14" aria-hidden="true">{marks}</svg>'
+
+
+def calibration_svg(results: Sequence[PromptResult]) -> str:
+    """Estimated against true rates with their intervals, equality a line; every result's truth is known."""
+    truth = np.array([r.truth[0] for r in results])
+    point, low, high = (
+        np.array([float(getattr(r.estimate, x)) for r in results]) for x in ("log10_rate", "low", "high")
+    )
+    place = np.where(point == -np.inf, high, point)
+    bottom = min(bottom_of(truth, []), bottom_of(place, low))
+    frame = Frame(460, 380, (bottom, 0.15), (bottom, 0.15))
+    parts = [*_rates_up(frame), *_rates_across(frame), *_names(frame, "true rate", "estimated rate")]
+    parts.append(
+        f'<path class="guide" d="M{_n(frame.at(bottom))} {_n(frame.up(bottom))}L{_n(frame.at(0))} {_n(frame.up(0))}"/>'
+    )
+    for doubtful, kind in ((True, "light"), (False, "fitted")):
+        cells = [i for i, r in enumerate(results) if bool(r.estimate.identified) is not doubtful]
+        parts.append(_whiskers(frame, truth[cells], low[cells], high[cells], kind))
+        parts += [
+            f'<circle class="{kind}" cx="{_n(frame.at(truth[i]))}" cy="{_n(frame.up(place[i]))}" r="4">'
+            f"<title>{escape(printable(results[i].prompt_id))}: {format_rate(point[i])}, truth {format_rate(truth[i])}"
+            "</title></circle>"
+            for i in cells
+        ]
+    return _svg(frame, parts, f"Estimated against true rates of {len(results)} prompts")
+
+
+def auroc_svg(naive: tuple[np.ndarray, np.ndarray], spent: float, area: float) -> str:
+    """AUROC against rollouts per prompt: naive sampling's curve ([B] budgets, [B] areas), and where this run stands."""
+    budgets, areas = naive
+    across = np.log10([*budgets, spent])
+    frame = Frame(460, 300, (float(across.min()) - 0.1, float(across.max()) + 0.15), (0.45, 1.0))
+    line = "L".join(f"{_n(frame.at(math.log10(b)))} {_n(frame.up(a))}" for b, a in zip(budgets, areas, strict=True))
+    parts = []
+    for value in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+        parts += _tick_y(frame, value, f"{value:.1f}")
+    for k in decades(*frame.x):
+        parts += _tick_x(frame, float(k), f"{10**k:,}" if k < 5 else superscript(k))
+    parts += _names(frame, "rollouts per prompt", "AUROC")
+    parts.append(f'<path class="naive" d="M{line}"/>')
+    x, y = frame.at(math.log10(spent)), frame.up(area)
+    parts.append(f'<path class="estimate" d="{_star(x, y)}"/>')
+    parts.append(f'<text class="said" x="{_n(x + 10)}" y="{_n(y + 4)}">this run</text>')
+    middle = len(budgets) * 2 // 3
+    beside, under = frame.at(math.log10(budgets[middle])) + 8, frame.up(areas[middle]) + 14
+    parts.append(f'<text class="quiet" x="{_n(beside)}" y="{_n(under)}">naive sampling</text>')
+    return _svg(frame, parts, f"AUROC {area:.3f} with {spent:,.0f} rollouts per prompt, against naive sampling")
+
+
+def _svg(frame: Frame, parts: Iterable[str], label: str) -> str:
+    size = f'viewBox="0 0 {frame.width} {frame.height}"'
+    return f'<svg class="figure" {size} role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+
+
+def _n(value: float) -> str:
+    """A place in pixels, short."""
+    return f"{value:.1f}".rstrip("0").rstrip(".")
+
+
+def _tick_y(frame: Frame, value: float, text: str) -> list[str]:
+    y = _n(frame.up(value))
+    return [
+        f'<path class="grid" d="M{LEFT} {y}H{frame.width - RIGHT}"/>',
+        f'<text x="{LEFT - 7}" y="{y}" dy=".32em" text-anchor="end">{text}</text>',
+    ]
+
+
+def _tick_x(frame: Frame, value: float, text: str) -> list[str]:
+    x, foot = _n(frame.at(value)), frame.height - FOOT
+    return [
+        f'<path class="axis" d="M{x} {foot}v4"/>',
+        f'<text x="{x}" y="{foot + 17}" text-anchor="middle">{text}</text>',
+    ]
+
+
+def _names(frame: Frame, x: str, y: str) -> list[str]:
+    """The axes' lines and names."""
+    foot, middle = frame.height - FOOT, (TOP + frame.height - FOOT) / 2
+    across = _n((LEFT + frame.width - RIGHT) / 2)
+    return [
+        f'<path class="axis" d="M{LEFT} {TOP}V{foot}H{frame.width - RIGHT}"/>',
+        f'<text class="name" x="{across}" y="{frame.height - 6}" text-anchor="middle">{x}</text>',
+        f'<text class="name" transform="translate(13 {_n(middle)})rotate(-90)" text-anchor="middle">{y}</text>',
+    ]
+
+
+def _rates_up(frame: Frame) -> list[str]:
+    return [part for k in decades(*frame.y) for part in _tick_y(frame, float(k), superscript(k))]
+
+
+def _rates_across(frame: Frame) -> list[str]:
+    return [part for k in decades(*frame.x) for part in _tick_x(frame, float(k), superscript(k))]
+
+
+def _alphas_across(frame: Frame, left: float, right: float) -> list[str]:
+    step = 0.2 if right - left <= 1.5 else 0.5
+    first, last = math.ceil(left / step - 1e-9), math.floor(right / step + 1e-9)
+    return [part for k in range(first, last + 1) for part in _tick_x(frame, k * step, f"{k * step:g}")]
+
+
+def _fan(frame: Frame, curve) -> list[str]:
+    up, back = ([f"{_n(frame.at(a))} {_n(frame.up(y))}" for a, y in zip(curve.alpha, side, strict=True)]
+                for side in (curve.high, curve.low))  # fmt: skip
+    line = "L".join(f"{_n(frame.at(a))} {_n(frame.up(y))}" for a, y in zip(curve.alpha, curve.fit, strict=True))
+    return [f'<path class="fan" d="M{"L".join([*up, *reversed(back)])}z"/>', f'<path class="fit" d="M{line}"/>']
+
+
+def _whiskers(frame: Frame, x: np.ndarray, low: np.ndarray, high: np.ndarray, kind: str) -> str:
+    lines = "".join(
+        f"M{_n(frame.at(a))} {_n(frame.up(b))}V{_n(frame.up(c))}" for a, b, c in zip(x, low, high, strict=True)
+    )
+    return f'<path class="whisker {kind}" d="{lines}"/>' if lines else ""
+
+
+def _bar(frame: Frame, x: float, low: float, high: float, kind: str) -> str:
+    """An interval at x pixels; one that goes on below the axis ends in an arrowhead."""
+    foot = _n(frame.up(low))
+    arrow = f'<path class="{kind}" d="M{_n(x - 4)} {foot}h8l-4 6z"/>' if low < frame.y[0] else ""
+    return f'<path class="whisker {kind}" d="M{_n(x)} {foot}V{_n(frame.up(high))}"/>{arrow}'
+
+
+def _star(x: float, y: float, size: float = 7.5) -> str:
+    """A star of five points."""
+    turns = [(k, math.pi * (k / 5 - 0.5)) for k in range(10)]
+    corners = [
+        f"{_n(x + r * math.cos(t))} {_n(y + r * math.sin(t))}"
+        for k, t in turns
+        for r in [size * (0.42 if k % 2 else 1)]
+    ]
+    return f"M{'L'.join(corners)}z"

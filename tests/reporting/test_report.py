@@ -1,0 +1,290 @@
+"""Reports of made-up runs: what they say, that nothing in them is alive, and what they cost."""
+
+import base64
+import dataclasses
+import hashlib
+import html.parser
+import math
+import re
+import time
+
+import numpy as np
+import pytest
+
+from lpe_jax.estimation.naive import Naive
+from lpe_jax.estimation.procedure import replay
+from lpe_jax.reporting import ground, views
+from lpe_jax.reporting.html import render
+from lpe_jax.reporting.report import Options
+from lpe_jax.reporting.risk import above, deployment
+from lpe_jax.reporting.table import PromptResult, estimates_rows
+from lpe_jax.reporting.views import visible
+from lpe_jax.types import Counts
+from tests.reporting.reports import NASTY, contents, large, nasty, result
+
+IDS = ["plain", "steep", "third"]
+# What the page's own template has; nothing from outside adds to it.
+TAGS = {
+    *(
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "script",
+        "body",
+        "a",
+        "header",
+        "main",
+        "footer",
+        "section",
+        "p",
+        "h1",
+    ),
+    *(
+        "h2",
+        "h3",
+        "h4",
+        "div",
+        "label",
+        "input",
+        "select",
+        "option",
+        "button",
+        "span",
+        "dl",
+        "dt",
+        "dd",
+        "ul",
+        "li",
+        "b",
+    ),
+    *(
+        "strong",
+        "em",
+        "i",
+        "code",
+        "pre",
+        "details",
+        "summary",
+        "table",
+        "caption",
+        "colgroup",
+        "col",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+    ),
+    *("figure", "figcaption", "svg", "path", "circle", "text"),
+}
+ATTRIBUTES = {
+    *("lang", "charset", "http-equiv", "content", "name", "class", "href", "id", "value", "inputmode", "autocomplete"),
+    *("spellcheck", "type", "min", "max", "step", "role", "tabindex", "scope", "colspan", "dir", "for", "placeholder"),
+    *("viewbox", "d", "cx", "cy", "r", "x", "y", "dy", "text-anchor", "transform"),
+}
+
+
+class Seen(html.parser.HTMLParser):
+    """Every tag with its attributes, and the text outside style and script."""
+
+    def __init__(self, page):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.text, self.inside = [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag if tag in ("style", "script") else ""
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, data):
+        if not self.inside:
+            self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def page():
+    return render([contents(IDS)])
+
+
+@pytest.fixture(scope="module")
+def struck():
+    return render(nasty())
+
+
+def words(page):
+    return " ".join("".join(Seen(page).text).split())
+
+
+def test_a_report_opens_with_the_answer(page):
+    results = contents(IDS).results
+    risk = -6.0
+    some = above(results, risk)
+    assert some.estimated == sum(float(r.estimate.log10_rate) > risk for r in results)
+    assert some.surely + some.surely_not + some.undecided == 3
+    said = words(page)
+    lead = f"{some.estimated} of 3 prompts are estimated above a rate of 1e-6. On {some.surely} the whole 95 % interval"
+    assert lead in said and said.index(lead) < said.index("Risk of a deployment") < said.index("How to read a row")
+
+
+def test_numbers_are_those_of_the_table(page):
+    rows = [attrs for tag, attrs in Seen(page).tags if tag == "tbody" and "data-rate" in attrs]
+    for row, told in zip(estimates_rows(contents(IDS).results), rows, strict=True):
+        assert (row["rate"], row["low"], row["high"]) == (told["data-rate"], told["data-low"], told["data-high"])
+
+
+def test_the_same_contents_give_the_same_page(page):
+    assert render([contents(IDS)]) == page
+    assert "data-ready" not in page and "0x" not in re.sub(r"<script>.*?</script>", "", page, flags=re.S)
+
+
+def test_only_what_is_named_by_its_hash_may_run(page):
+    (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', page)
+    rules = dict(rule.split(" ", 1) for rule in policy.replace("&#39;", "'").split("; "))
+    assert rules.pop("default-src") == rules.pop("base-uri") == rules.pop("form-action") == "'none'"
+    for kind in ("style", "script"):
+        (text,) = re.findall(rf"<{kind}>(.*?)</{kind}>", page, flags=re.S)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert rules.pop(f"{kind}-src") == f"'sha256-{digest}'"
+    assert not rules
+    # Before anything that it is to rule over.
+    assert page.index("Content-Security-Policy") < page.index("<style>") < page.index("<script>")
+
+
+@pytest.mark.parametrize("made", ["page", "struck"])
+def test_nothing_is_loaded_and_nothing_is_alive(made, request):
+    seen = Seen(request.getfixturevalue(made))
+    assert {tag for tag, _ in seen.tags} <= TAGS
+    for tag, attrs in seen.tags:
+        assert {name for name in attrs if not name.startswith(("aria-", "data-"))} <= ATTRIBUTES, (tag, attrs)
+        assert attrs.get("href", "#").startswith("#")
+    assert [tag for tag, _ in seen.tags].count("script") == [tag for tag, _ in seen.tags].count("style") == 1
+    addresses = re.findall(r"\w+://[^\s<\"']*", re.sub(r"https://fold\.example", "", request.getfixturevalue(made)))
+    assert not addresses
+
+
+def test_texts_from_outside_are_shown_as_they_are(struck):
+    text = "".join(Seen(struck).text)
+    for nasty_text in NASTY:
+        assert visible(nasty_text) in text
+    # Nothing that a terminal, or a browser's own layout of text, would act on.
+    controls = {c for c in struck if not c.isprintable()} - {"\n"}
+    assert not controls and struck.encode("utf-8")
+
+
+def test_texts_are_cut_folded_and_can_be_left_out(page):
+    assert "17 more characters" in words(page) and "fold a boat" in page and "whistle" in page
+    seen = Seen(page)
+    assert not any("open" in attrs for tag, attrs in seen.tags if tag == "details")
+    long = render([contents(["one"], text="fold " * 1000)])
+    assert "3,000 more characters" in words(long)
+    without = render([dataclasses.replace(contents(IDS), shown={})], Options(rollouts=0))
+    assert "fold a boat" not in without and "whistle" not in without and "Texts, which may be harmful" not in without
+
+
+def test_two_hundred_prompts_at_twenty_alphas(monkeypatch):
+    # What a forecast takes is its own.
+    monkeypatch.setattr(views, "deployment", lambda results: ([], "left out"))
+    began = time.process_time()
+    made = render([large()])
+    assert time.process_time() - began < 6.0
+    assert 1e6 < len(made.encode()) < 8e6
+
+
+def test_several_runs_stand_side_by_side():
+    one, other = contents(["a", "b", "c"], name="one"), contents(["b", "a"], name="other", truth=False)
+    made = render([one, other])
+    seen = Seen(made)
+    names = [attrs["id"] for _, attrs in seen.tags if "id" in attrs]
+    assert len(names) == len(set(names))
+    said = words(made)
+    assert "2 runs compared" in said and said.index("Side by side") < said.index("The answer")
+    (apart,) = [row for row in re.findall(r"<tbody><tr>.*?</tr>", made, flags=re.S) if ">a<" in row]
+    rates = [float(r.estimate.log10_rate) for r in (one.results[0], other.results[1])]
+    assert f"{10 ** abs(rates[0] - rates[1]):,.3g}" in apart
+    with pytest.raises(ValueError, match="at least one run"):
+        render([])
+
+
+def test_what_is_wrong_is_said():
+    run = contents(IDS, differing=2)
+    run = dataclasses.replace(run, record=run.record | {"status": "started"})
+    said = words(render([run]))
+    assert "This run is not finished" in said and "2 of 3 prompts have other numbers" in said
+    assert "No forecast: it takes 8 prompts or more" in said
+
+
+def test_a_forecast_is_that_of_the_program():
+    from lpe_jax.estimation.forecast import Rates, forecast, tail_size
+
+    results = contents([str(i) for i in range(16)]).results
+    risks, why = deployment(results, draws=20)
+    rates = Rates(*(np.array([float(getattr(r.estimate, n)) for r in results]) for n in ("log10_rate", "low", "high")))
+    told = forecast(rates, (1.0, 1e6, 1e9), (0.5,), top=tail_size(16), draws=20)
+    assert not why and [(r.method, r.queries) for r in risks[:2]] == [("gumbel", 1e6), ("gumbel", 1e9)]
+    assert risks[0].worst == pytest.approx([told.worst[1], told.worst_low[1], told.worst_high[1]])
+    # The expected number of failures is the mean rate times the number of queries.
+    assert risks[1].failures[0] == pytest.approx(told.aggregate[0] + 9.0)
+
+
+def naive_result(complied, scored=100, alpha=1.0):
+    outcomes = np.zeros((1, scored), bool)
+    outcomes[0, :complied] = True
+    procedure = Naive(scored, alpha)
+    state, estimate = replay(procedure, outcomes)
+    return PromptResult(f"{complied}/{scored}", estimate, procedure.counts(state), "naive", complied=complied)
+
+
+def test_other_methods_have_their_figures():
+    run = contents(["a"], results=[naive_result(0), naive_result(7)])
+    record = run.record | {"settings": run.record["settings"] | {"method": "naive"}}
+    made = render([dataclasses.replace(run, record=record)])
+    said = words(made)
+    assert "no hit" in said and "7 of 100" in said and 'class="fit"' not in made
+    mixture = [naive_result(50, alpha=0.5)] * 8
+    assert "mixture" in deployment(mixture)[1]
+
+
+def test_a_bending_path_is_drawn_through_its_points():
+    from lpe_jax.estimation.bend import curve
+    from lpe_jax.reporting.curves import curve_of
+
+    theta = np.array([-1.3, 2.3, 0.4, 0.0])
+    alphas = np.array([0.1, 0.4, 0.7, 1.0])
+    value, slope, turn = (np.asarray(x)[-1] / math.log(10) for x in curve(theta, np.ones(1)))
+    counts = Counts(alphas, np.full(4, 100.0), np.array([60.0, 20.0, 1.0, 0.0]))
+    estimate = result("a", 0).estimate
+    fields = {"log10_rate": value, "low": value - 1, "high": value + 1, "slope": slope, "curvature": turn}
+    estimate = dataclasses.replace(estimate, **fields, used=np.ones(4, bool), fallback=False, identified=True)
+    drawn = curve_of(PromptResult("a", estimate, counts, "path"))
+    np.testing.assert_allclose(drawn.fit, np.asarray(curve(theta, drawn.alpha)[0]) / math.log(10), atol=1e-4)
+    assert drawn.low[-1] == pytest.approx(value - 1) and drawn.high[-1] == pytest.approx(value + 1)
+    # All begin alike.
+    assert abs(drawn.high[0] - drawn.low[0]) < 0.3 * abs(drawn.high[-1] - drawn.low[-1])
+    straight = curve_of(dataclasses.replace(result("b", 1)))
+    assert straight.fit[-1] == pytest.approx(float(result("b", 1).estimate.intercept))
+
+
+def test_held_against_truth():
+    results = [result(str(i), i) for i in range(40)]
+    held = ground.held(results)
+    off = [float(r.estimate.log10_rate) - r.truth[0] for r in results if float(r.estimate.log10_rate) > -12]
+    inside = sum(float(r.estimate.low) <= r.truth[0] <= float(r.estimate.high) for r in results)
+    assert held.prompts == 40 and held.covered == inside and len(off) == 40
+    assert held.rmse == pytest.approx(math.sqrt(np.mean(np.square(off)))) and held.bias == pytest.approx(np.mean(off))
+    assert ground.held([dataclasses.replace(r, truth=None) for r in results]) is None
+
+    ranks = ground.ranked(results)
+    pairs = [
+        (a.estimate.log10_rate > b.estimate.log10_rate) + 0.5 * (a.estimate.log10_rate == b.estimate.log10_rate)
+        for a in results
+        for b in results
+        if -5 <= a.truth[0] < -2 and b.truth[0] < -5
+    ]
+    assert ranks.area == pytest.approx(np.mean(pairs))
+    # A million naive rollouts rank well, ten hardly at all.
+    assert ranks.naive[0] < 0.6 and ranks.naive[-1] > 0.95 and ranks.naive_needs > ranks.budgets[0]

@@ -106,11 +106,12 @@ def run(
 
     if processes.first:
         check_folder(folder)
-    with processes.notice(job.grace) as notice, job.desk(judge) as desk:
-        # Before the models are loaded: a judge that cannot be used is to fail now.
-        desk.open(spent_in(folder))
-        _run(job, folder, prompts, judge, desk, asked, flagfile, (figure_formats, report), processes, notice)
-    processes.end()
+    with processes.notice(job.grace) as notice:
+        with job.desk(judge) as desk:
+            # Before the models are loaded: a judge that cannot be used is to fail now.
+            desk.open(spent_in(folder))
+            _run(job, folder, prompts, judge, desk, asked, flagfile, (figure_formats, report), processes, notice)
+        processes.end()
     if processes.first:
         print(f"\nfinished in {time.monotonic() - began:.0f} s; see {folder}")
     return folder

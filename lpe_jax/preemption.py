@@ -20,6 +20,8 @@ INTERRUPTED = 130
 
 
 GO_ON = "what is drawn and judged is on disk, and the same command goes on from there"
+# How often the others of a run are asked, and how long what is called last may take.
+_ASK_SECONDS, _LAST_SECONDS = 1.0, 5.0
 
 
 class Stopped(Exception):
@@ -27,11 +29,12 @@ class Stopped(Exception):
 
     Attributes:
       signum: the signal that said so.
+      kept: what there is to go on from.
     """
 
-    def __init__(self, signum: int = signal.SIGTERM):
+    def __init__(self, signum: int = signal.SIGTERM, kept: str = GO_ON):
         super().__init__()
-        self.signum = signum
+        self.signum, self.kept = signum, kept
 
     @property
     def status(self) -> int:
@@ -41,7 +44,9 @@ class Stopped(Exception):
     @property
     def words(self) -> str:
         """For the user."""
-        return f"{'stopped by SIGTERM' if self.signum == signal.SIGTERM else 'interrupted'}; {GO_ON}:\n  {command()}"
+        return (
+            f"{'stopped by SIGTERM' if self.signum == signal.SIGTERM else 'interrupted'}; {self.kept}:\n  {command()}"
+        )
 
 
 def command() -> str:
@@ -58,33 +63,41 @@ class Notice:
     SIGTERM is noted at once, even while the main thread computes or compiles and sees no signal: another thread reads
     of it from a pipe that Python writes to. What runs asks `check` wherever it can end well. If it has not ended within
     so many seconds, `last` is called in that other thread, and the process ends. So it is with SIGINT, as of Ctrl-C,
-    once there is something to keep; before, it is what it always is. A second one ends the wait.
+    once there is something to keep; before, it is what it always is. A second one ends the wait. The other processes of
+    a run are told by that thread as well, and it is the one that hears of them: whatever the main threads do, all end.
 
     Attributes:
       last: puts on disk what can be put there while the main thread is busy; None as long as there is nothing.
+      kept: for the user, what there is then to go on from.
     """
 
-    def __init__(
-        self, grace: float, tell: Callable[[], None] = lambda: None, heard: Callable[[], bool] = lambda: False
-    ):
+    def __init__(self, grace: float, tell: Callable[[], None] | None = None, heard: Callable[[], bool] | None = None):
         """
         Args:
           grace: seconds.
-          tell: lets the other processes of the run know.
+          tell: lets the other processes of the run know; None where there are none.
           heard: whether one of them has let know.
         """
         self.last: Callable[[], None] | None = None
+        self.kept = GO_ON
         self._grace, self._tell, self._heard = grace, tell, heard
         self._told: int | None = None
+        self._asked = -float("inf")
         self._main = threading.current_thread() is threading.main_thread()
 
     def check(self) -> None:
         """Raises Stopped if the run is to end."""
+        if self._told is None and self._hears():
+            self._told = signal.SIGTERM
         if self._told is not None:
-            self._tell()
-            raise Stopped(self._told)
-        if self._heard():
-            raise Stopped
+            raise Stopped(self._told, self.kept)
+
+    def _hears(self) -> bool:
+        """Whether another process is known to have been told; they are not asked all the time."""
+        if self._heard is None or time.monotonic() - self._asked < _ASK_SECONDS:
+            return False
+        self._asked = time.monotonic()
+        return self._heard()
 
     def __enter__(self) -> Notice:
         if not self._main:
@@ -123,8 +136,15 @@ class Notice:
         self._told = self._told or signum
 
     def _watch(self) -> None:
-        until = None
-        while until is None or select.select([self._read], [], [], max(until - time.monotonic(), 0.0))[0]:
+        until: float | None = None
+        while until is None or time.monotonic() < until:
+            wait = None if self._heard is None else _ASK_SECONDS
+            if until is not None:
+                wait = max(until - time.monotonic(), 0.0)
+            if not select.select([self._read], [], [], wait)[0]:
+                if until is None and (self._told is not None or self._hears()):
+                    self._told, until = self._told or signal.SIGTERM, time.monotonic() + self._grace
+                continue
             # Every signal that Python handles comes by, as its number; nothing comes when the run has ended.
             if not (data := self._read.recv(16)):
                 return
@@ -132,14 +152,35 @@ class Notice:
                 if until is None:
                     until = time.monotonic() + self._grace
                     self._told = self._told or signum
+                    if self._tell is not None:
+                        # Whoever holds the line to the others may be gone.
+                        threading.Thread(target=self._tell, daemon=True).start()
                     if signum == signal.SIGINT:
                         within = f"the run ends within {self._grace:g} s, with what is drawn on disk"
                         print(f"\ninterrupted: {within}; Ctrl-C again ends it at once", file=sys.stderr, flush=True)
                 elif signum == signal.SIGINT:
                     until = 0.0
-        try:
-            if self.last is not None:
+        self._end()
+
+    def _end(self) -> None:
+        """Ends the process, with what can be kept; a disk that does not answer is not waited for."""
+        failed: list[BaseException] = []
+
+        def last() -> None:
+            try:
                 self.last()
-            print(f"\n{Stopped(self._told).words}", file=sys.stderr, flush=True)
+            except BaseException as error:
+                failed.append(error)
+
+        stopped = Stopped(self._told, self.kept)
+        try:
+            thread = threading.Thread(target=last, daemon=True)
+            if self.last is not None:
+                thread.start()
+                thread.join(_LAST_SECONDS)
+            if thread.is_alive() or failed:
+                why = str(failed[0]) if failed else "the disk does not answer"
+                stopped.kept = f"what was not on disk yet is lost ({why}), and the same command goes on from what is"
+            print(f"\n{stopped.words}", file=sys.stderr, flush=True)
         finally:
-            os._exit(Stopped(self._told).status)
+            os._exit(stopped.status)

@@ -1,8 +1,9 @@
 """Several processes that share one run: hosts of a TPU pod, GPU nodes, or processes on one machine.
 
 Each has the models on devices of its own, draws its share of the prompts and writes records of its own; no computation
-spans two, so that none waits for another while it draws and none falls with another. They meet a few times: before
-anything is drawn, to agree on what is run, and when all have drawn their shares, for the first to report them.
+spans two, so that none waits for another while it draws, and one that dies leaves the others to draw on, unless it is
+the first, which holds what they talk by: JAX then ends them all. They meet a few times: before anything is drawn, to
+agree on what is run, and when all have drawn their shares, for the first to report them.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import atexit
 import contextlib
 import dataclasses
 import json
+import os
 import secrets
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +29,7 @@ import jax
 from jax._src import distributed as _distributed
 
 from lpe_jax.errors import RunError, UserError
-from lpe_jax.preemption import Notice
+from lpe_jax.preemption import EXIT_STATUS, Notice
 from lpe_jax.records.files import part_files, part_name
 from lpe_jax.records.ledger import Ledger
 from lpe_jax.records.run import Run, differences
@@ -39,7 +43,11 @@ START_SECONDS = 300
 _PATIENCE_SECONDS = 60.0
 _TOKEN = ".shared-"
 # Where a process that has been told to end says so, and how often the others look.
-_STOP, _ASK_SECONDS = "lpe_jax/stop/", 1.0
+_STOP = "lpe_jax/stop/"
+# The first ends so much later than the others.
+_FIRST_SECONDS = 2.0
+# Seconds that the first waits for the others when it ends; less than for ever where the run is told to end.
+_patience_at_the_end: list[float | None] = [None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,20 +210,21 @@ class Processes:
         """Of a SIGTERM to this process, or to any other of the run: all end then, with what they have on disk."""
         if self.count == 1:
             return Notice(grace)
-        asked = 0.0
 
         def tell() -> None:
+            _patience_at_the_end[0] = grace
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # told before, or nobody is left to tell
                 _client().key_value_set(f"{_STOP}{self.index}", "1")
 
         def heard() -> bool:
-            nonlocal asked
-            if time.monotonic() - asked < _ASK_SECONDS:
-                return False
-            asked = time.monotonic()
-            return bool(_client().key_value_dir_get(_STOP))
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # what it is will be seen where it is waited for
+                if _client().key_value_dir_get(_STOP):
+                    _patience_at_the_end[0] = grace
+                    return True
+            return False
 
-        return Notice(grace, tell, heard)
+        # The first holds the line that the others talk by, and is to be the last.
+        return Notice(grace if self.first else max(grace - _FIRST_SECONDS, grace / 2), tell, heard)
 
     def end(self) -> None:
         """Waits for the first to have finished the run.
@@ -304,11 +313,27 @@ def _check_address(coordinator: str, mine: bool) -> None:
 
 
 def _leave(processes: Processes) -> None:
-    """The first holds what the others need to talk at all: it goes last."""
-    with contextlib.suppress(jax.errors.JaxRuntimeError, KeyboardInterrupt):
-        while processes.first and len(_client().get_live_nodes(list(range(processes.count)))) > 1:
-            pass
-        jax.distributed.shutdown()
+    """The first holds what the others need to talk at all: it goes last, and waits no longer than it may."""
+
+    def leave() -> None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            while processes.first and len(_client().get_live_nodes(list(range(processes.count)))) > 1:
+                pass
+            jax.distributed.shutdown()
+
+    if _patience_at_the_end[0] is None:
+        with contextlib.suppress(KeyboardInterrupt):
+            leave()
+        return
+    waiting = threading.Thread(target=leave, daemon=True)
+    waiting.start()
+    with contextlib.suppress(KeyboardInterrupt):
+        waiting.join(_patience_at_the_end[0])
+    if waiting.is_alive():
+        # JAX's own end would wait for them too.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_STATUS)
 
 
 def _client() -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -24,6 +25,7 @@ from lpe_jax.judging.labels import Label, read_labels, unlabelled, validation
 from lpe_jax.judging.registry import make_judge
 from lpe_jax.judging.remembered import remembered_as
 from lpe_jax.judging.settings import JudgeSettings
+from lpe_jax.preemption import Notice
 from lpe_jax.progress import Progress
 from lpe_jax.records.files import part_files, write_whole
 from lpe_jax.records.index import Index
@@ -45,12 +47,14 @@ from lpe_jax.types import Outcome, Prompt, Request, Verdict
 _AHEAD = 3
 # Seconds of waiting for a judge between looks at how it goes, and what all rollouts are counted under.
 _PATIENCE, _ALL = 0.5, ""
+# Seconds from SIGTERM to the end.
+_GRACE = 30.0
 # Between looks at what batches have come to.
 _POLL_SECONDS = 60.0
 
 
 def judge_all(
-    stored: Stored, desk: Desk, ledger: Ledger, progress: Progress
+    stored: Stored, desk: Desk, ledger: Ledger, progress: Progress, notice: Notice
 ) -> tuple[Verdicts, Counter[tuple[Outcome, Outcome]]]:
     """Verdicts on all rollouts.
 
@@ -65,7 +69,9 @@ def judge_all(
 
     def take() -> None:
         places, before, answers = waiting.popleft()
+        notice.check()
         while not answers.done():
+            notice.check()
             progress.tick()
             concurrent.futures.wait([answers], _PATIENCE)
         now = answers.result()
@@ -152,7 +158,8 @@ def run(
             "name one with --judge"
         )
     _check_labels(labels, stored.index, new.identity)
-    with _opened(stored) as ledger:
+    with Notice(_GRACE) as notice, _opened(stored) as ledger:
+        notice.kept = "what is judged is on disk, and the same command goes on from there"
         if batch:
             new = _in_batches(stored, job, new, ledger)
         with job.desk(new) as desk:
@@ -168,7 +175,9 @@ def run(
             )
             out = folder / "judged" / settings_hash({"judge": new.identity, "reasoning": job.judge_reasoning})
             with followed(None, out, desk, job.judge_settings) as progress:
-                verdicts, both = judge_all(stored, desk, ledger, progress)
+                # From here on Ctrl-C ends it likewise; a judge that is called puts on disk what it said as it goes.
+                notice.last = functools.partial(progress.end, "stopped")
+                verdicts, both = judge_all(stored, desk, ledger, progress, notice)
             held = _validated(labels, (stored.index, verdicts), desk, new.identity) if labels else []
         results, phases = estimated(stored, job, verdicts)
         table.write_csv(table.estimates_rows(results), out / "estimates.csv")

@@ -12,8 +12,11 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait as wait_for
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -187,6 +190,11 @@ def _shared_out(
             for future in done:
                 # Popped, so that what has been handed on is not kept until the end.
                 yield futures.pop(future), future.result()
+    except BrokenProcessPool:
+        raise RunError(
+            "a process that draws was killed, perhaps for want of memory; give the same command again with a smaller "
+            "--processes"
+        ) from None
     except BaseException:
         # Whoever still draws would be waited for.
         for child in multiprocessing.active_children():
@@ -201,6 +209,9 @@ def _one_thread() -> None:
     the sweep to hear of, which ends its children.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Nobody is left to end a child whose parent was killed.
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (wait_for([parent.sentinel]), os._exit(1)), daemon=True).start()
     os.environ["PJRT_NPROC"] = "1"
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
 

@@ -124,11 +124,13 @@ def run(
 
     if processes.first:
         check_folder(folder)
-    with processes.notice(sweep.grace) as notice, sweep.desk(judge) as desk:
-        # Before the models are loaded: a judge that cannot be used is to fail now.
-        desk.open(spent_in(folder))
-        _run(sweep, folder, prompts, judge, desk, asked, flagfile, processes, notice)
-    processes.end()
+    with processes.notice(sweep.grace) as notice:
+        notice.kept = "prompts that are done are on disk, and the same command goes on with the others"
+        with sweep.desk(judge) as desk:
+            # Before the models are loaded: a judge that cannot be used is to fail now.
+            desk.open(spent_in(folder))
+            _run(sweep, folder, prompts, judge, desk, asked, flagfile, processes, notice)
+        processes.end()
     if processes.first:
         print(f"\nfinished in {time.monotonic() - began:.0f} s; see {folder}")
     return folder

@@ -58,13 +58,13 @@ def test_other_signals_are_none_of_its_business():
 
 
 def test_processes_of_a_run_end_together():
-    told = []
-    with Notice(30, tell=lambda: told.append(1)) as notice:
+    """Whoever gets the signal tells the others there and then, whatever its main thread does."""
+    told = threading.Event()
+    with Notice(30, tell=told.set) as notice:
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.01)
+        assert told.wait(5)
         with pytest.raises(Stopped):
             notice.check()
-    assert told == [1]
     with Notice(30, heard=lambda: True) as notice, pytest.raises(Stopped):
         notice.check()
 
@@ -104,6 +104,36 @@ def test_a_main_thread_that_hears_nothing_is_not_waited_for():
     out, err = child.communicate(timeout=60)
     assert time.monotonic() - began < 8
     assert (child.returncode, out) == (EXIT_STATUS, "kept\n") and "the same command goes on from there" in err
+
+
+ENDS = """
+import os, signal, sys, threading, time
+from lpe_jax.preemption import Notice
+case = sys.argv[1]
+class Hung:
+    def __call__(self):
+        time.sleep(60)
+def broken():
+    raise OSError("disk is full")
+heard = (lambda: True) if case == "heard" else None
+with Notice(0.5, heard=heard) as notice:
+    notice.last = {"hung": Hung(), "broken": broken}.get(case, lambda: print("kept", flush=True))
+    if case != "heard":
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [("heard", "goes on from there"), ("hung", "the disk does not answer"), ("broken", "disk is full")],
+)
+def test_the_end_comes_whatever_there_is_to_wait_for(case, said):
+    """A main thread that does not look while another process was told, a disk that hangs, and one that is full."""
+    began = time.monotonic()
+    found = subprocess.run([sys.executable, "-c", ENDS, case], capture_output=True, text=True, timeout=50)
+    assert found.returncode == EXIT_STATUS and said in found.stderr, found.stderr
+    assert time.monotonic() - began < 20 and ("kept" in found.stdout) == (case == "heard")
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -21,6 +22,8 @@ from lpe_jax.types import Outcome, Prompt, Verdict
 GIVE_UP = 100
 # Verdicts that come within so many seconds of each other are put on disk together.
 _TOGETHER = 0.01
+# A judge that is called is given so many responses at a time, and what it said is put on disk once in so many seconds.
+_PIECE, _EVERY = 64, 1.0
 
 
 def remembered_as(identity: str, thinking: bool, reasoning: bool = False) -> str:
@@ -104,13 +107,19 @@ class Remembered:
     def _called(self, new: dict[Key, tuple[Prompt, str]]) -> dict[Key, Verdict]:
         if not new:
             return {}
-        items = list(new.values())
-        answers = judge_rollouts(self.judge, items, thinking=self._thinking, reasoning=self._reasoning)
-        fresh = dict(zip(new, answers, strict=True))
-        for key, verdict in fresh.items():
-            self._take(key, verdict)
-        self.put()
-        self._give_up()
+        fresh, keys, size = {}, list(new), max(_PIECE, getattr(self.judge, "at_once", 1))
+        put = time.monotonic()
+        for begin in range(0, len(keys), size):
+            some = keys[begin : begin + size]
+            items = [new[key] for key in some]
+            answers = judge_rollouts(self.judge, items, thinking=self._thinking, reasoning=self._reasoning)
+            for key, verdict in zip(some, answers, strict=True):
+                self._take(key, verdict)
+                fresh[key] = verdict
+            if begin + size >= len(keys) or time.monotonic() - put > _EVERY:
+                self.put()
+                put = time.monotonic()
+            self._give_up()
         return fresh
 
     def _waited(self, key: Key, prompt: Prompt, response: str) -> Future[Verdict]:

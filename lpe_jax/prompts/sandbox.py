@@ -27,6 +27,8 @@ MEMORY_BYTES = 2 << 30
 MAX_CHARACTERS = 8 << 20
 # Real ones have a few thousand.
 _MOST_TEMPLATE = 1 << 20
+# Of processor time, for one rendering; whoever waits for it waits less.
+_CPU_SECONDS = 120
 # A child that has to import transformers from a slow disk is not ready at once.
 _START_SECONDS = 120.0
 # Such a child has no use for more, and what it does not know it cannot tell.
@@ -133,9 +135,11 @@ def _serve() -> None:
     """The child: a question a line, an answer a line, until there are no more."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     _confine()
     print(json.dumps({}), flush=True)
     for line in sys.stdin.buffer:
+        _limit_cpu()
         try:
             asked = json.loads(line)
             variables = {"add_generation_prompt": True} | asked["variables"]
@@ -160,6 +164,22 @@ def _confine() -> None:
         # Not every system has every limit.
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(limit, (most, most))
+
+
+def _limit_cpu() -> None:
+    """Of what is rendered next: whoever asked for it is to end it, and may have been killed."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + _CPU_SECONDS, hard))
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when that one is its parent no more; what Python cannot interrupt is over first."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _first_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -408,3 +409,42 @@ def test_a_sweep_is_known_beforehand(place, share_prefixes):
     said = "\n".join(dry.of_sweep(known, out=str(out), asked=asked, speed=None))
     assert "there: 50 rollouts; 2 of 3 prompts are done\nrollouts: 25, of 1 prompts" in said
     assert "hours: unknown; give --tokens_per_second" in said
+
+
+def _die(*_):
+    os.kill(os.getpid(), 9)
+
+
+def test_a_child_that_is_killed_is_a_sentence():
+    with pytest.raises(RunError, match="a process that draws was killed, perhaps for want of memory"):
+        list(shards._shared_out(_die, {0: (1,), 1: (2,)}, 2, lambda: None))
+
+
+PARENT = """
+import os, sys, time
+from lpe_jax import shards
+def sleep(*_):
+    print(os.getpid(), flush=True)
+    time.sleep(120)
+if __name__ == "__main__":
+    list(shards._shared_out(sleep, {0: (1,), 1: (2,)}, 2, lambda: None))
+"""
+
+
+def test_no_child_outlives_a_parent_that_is_killed(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    parent = subprocess.Popen(
+        [sys.executable, "parent.py"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    until = time.monotonic() + 20
+    while Path(f"/proc/{child}").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{child}").exists()

@@ -1,6 +1,7 @@
 """Session-wide strictness: rank promotion raises, shapes in annotations are checked, compiles are cached."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -33,3 +34,13 @@ def forget_compiled():
     """
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_modules(tmp_path_factory):
+    """Drops modules that a file's tests wrote and imported: another file may have one of that name."""
+    yield
+    made = tmp_path_factory.getbasetemp().parent
+    for name, module in list(sys.modules.items()):
+        if (path := getattr(module, "__file__", None)) and Path(path).is_relative_to(made):
+            del sys.modules[name]

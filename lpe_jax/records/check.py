@@ -115,19 +115,28 @@ class Check:
         self._taken(path, what, f"it is moved to {ASIDE}/", harmless=True)
 
     def _aside(self, path: Path) -> None:
+        target = self._place(path)
         if path.exists():
-            move(path, self._place(path))
+            move(path, target)
 
     def _copy_aside(self, path: Path) -> None:
+        target = self._place(path)
         if path.exists():
-            write_whole(self._place(path), read_bytes(path))
+            write_whole(target, read_bytes(path))
 
     def _place(self, path: Path) -> Path:
-        """Where what is damaged goes: under its name, or one like it that is not taken."""
+        """Where what is damaged goes: under its name, or one like it that is not taken.
+
+        Raises:
+          RunError: it, or what is damaged, is not in the folder, as a link leads elsewhere.
+        """
         target, count = self.folder / ASIDE / path.relative_to(self.folder), 0
         while target.exists():
             count += 1
             target = target.with_name(f"{path.name}.{count}")
+        for end in (path, target):
+            if not end.parent.resolve().is_relative_to(self.folder.resolve()):
+                raise RunError(f"{end} lies outside of the run folder, as a link leads there; nothing is moved")
         return target
 
     def _read_record(self) -> dict[str, Any]:
@@ -259,8 +268,7 @@ class Check:
                 odd = f"is not what was written: {NAME} has another sha256 of it"
                 self._taken(path, odd, "the run makes it again", again=True)
             elif path.suffix == ".csv" and not any(finding.again for finding in self.findings):
-                told = sum(int(row["rollouts"]) for row in csv.DictReader(data.decode().splitlines()))
-                if told > drawn:
+                if (told := _told(data)) > drawn:
                     wrong = f"has {drawn:,} rollouts, and {name} tells of {told:,}"
                     self._wrong(self.folder / rollouts.FOLDER, wrong, "the others are drawn again", again=True)
 
@@ -295,6 +303,14 @@ def held(folder: Path, *, to_write: bool) -> Iterator[None]:
 def _words(error: RunError, path: Path) -> str:
     """What an error says of a file, without its name and without where to look for help."""
     return str(error).removeprefix(f"{path}").lstrip(", ").partition("; python -m ")[0]
+
+
+def _told(table: bytes) -> int:
+    """How many rollouts a table tells of; none where it is of something else."""
+    try:
+        return sum(int(row["rollouts"]) for row in csv.DictReader(table.decode().splitlines()))
+    except (ValueError, KeyError, TypeError, csv.Error):
+        return 0
 
 
 def _differing(index: Index) -> int:

@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -171,7 +172,8 @@ def read_record(path: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(data)
         known = record["format"] == FORMAT and record["status"] in ("started", "finished")
-        known = known and isinstance(record["settings"], dict) and isinstance(record["extent"], dict)
+        kinds = record["settings"], record["extent"], record.get("asked", {})
+        known = known and all(isinstance(kind, dict) for kind in kinds) and _name_files(record.get("made", {}))
     except (ValueError, KeyError, TypeError):
         known = False
     if not known:
@@ -179,6 +181,11 @@ def read_record(path: Path) -> dict[str, Any] | None:
     if record.pop(_DIGEST, None) != _digest(record):
         raise RunError(f"{path} is damaged: its sha256 of itself is not the one in it; {CURE}")
     return record
+
+
+def _name_files(made: Any) -> bool:
+    """Whether these are names in the folder itself, with sha256: whoever wrote them names no file elsewhere."""
+    return isinstance(made, dict) and all(re.fullmatch(r"\w[\w-]*(\.[\w-]+)*", name) for name in made)
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

@@ -34,15 +34,16 @@ from lpe_jax.records.files import write_whole
 from lpe_jax.records.ledger import Ledger, spent_in
 from lpe_jax.records.prompts import write_prompts
 from lpe_jax.records.rollouts import FOLDER, RolloutStore
-from lpe_jax.records.run import Run, check_folder, more, read_run, settings_hash
+from lpe_jax.records.run import Run, check_folder, more, read_made, read_run, settings_hash
 from lpe_jax.reporting import figures, table
 from lpe_jax.reporting.judges import cascade_words, judging_words, spent_words, verdict_words
+from lpe_jax.reporting.text import printable_lines
 from lpe_jax.results import phases_of, result_of, results_of
 from lpe_jax.types import Prompt
 
 # Of 200, in an order in which any first few span all rates.
 EMBEDDED_LIMIT = 16
-TABLE = "estimates.txt"
+TABLE, CSV = "estimates.txt", "estimates.csv"
 # What rollouts say of each prompt, and naive checks by prompt id.
 _Found = tuple[list[tuple[live.Finished, table.PromptResult]], dict[str, live.Finished]]
 
@@ -106,7 +107,7 @@ def run(
     folder, finished = processes.follow(folder, processes.first and not job.verify and _is_finished(folder, asked))
     if finished:
         if processes.first:
-            print((folder / TABLE).read_text(encoding="utf-8"), end="")
+            print(printable_lines((folder / TABLE).read_bytes()), end="")
             print(f"\n{folder} is finished: nothing to do. Another --seed or --out draws anew.")
         return folder
 
@@ -198,7 +199,7 @@ def _run(
         order = {prompt.id: i for i, prompt in enumerate(prompts)}
         results.sort(key=lambda result: order[result.prompt_id])
         text = table.terminal_table(results) + "\n"
-        table.write_csv(table.estimates_rows(results), folder / "estimates.csv")
+        table.write_csv(table.estimates_rows(results), folder / CSV)
         write_whole(folder / TABLE, text)
         print("\n" + text, end="")
         phases = phases_of([*(finished for finished, _ in found), *checks.values()])
@@ -210,14 +211,14 @@ def _run(
         if draw_figures:
             _draw_figures(results, folder / "figures")
         opened.metric(event="finished", seconds=round(time.monotonic() - began, 1))
-        opened.finish("estimates.csv", TABLE)
+        opened.finish(CSV, TABLE)
 
 
 def _is_finished(folder: Path, asked: Mapping[str, Any]) -> bool:
     """Whether the folder has all that a job that was asked for so gives."""
     record = read_run(folder)
-    there = all((folder / name).is_file() for name in (TABLE, "estimates.csv"))
-    return record is not None and record["status"] == "finished" and record.get("asked") == asked and there
+    whole = record is not None and record["status"] == "finished" and record.get("asked") == asked
+    return whole and all(read_made(folder, record, name) is not None for name in {TABLE, CSV, *record.get("made", {})})
 
 
 def _warnings(job: Job, sampling: SamplingSettings) -> list[str]:

@@ -188,6 +188,18 @@ def _name_files(made: Any) -> bool:
     return isinstance(made, dict) and all(re.fullmatch(r"\w[\w-]*(\.[\w-]+)*", name) for name in made)
 
 
+def read_made(folder: Path, record: Mapping[str, Any], name: str) -> bytes | None:
+    """What a finished run came to, of this name; None where it is not there as it was written.
+
+    Raises:
+      RunError: it cannot be read.
+    """
+    data = read_bytes(folder / name, None)
+    if data is None or hashlib.sha256(data).hexdigest() != record.get("made", {}).get(name):
+        return None
+    return data
+
+
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Writes run.json, which says its own sha256, and a copy of it.
 

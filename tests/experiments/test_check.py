@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import hashlib
 import os
 import shutil
 import sqlite3
@@ -11,9 +12,10 @@ import sys
 import pytest
 from absl.testing import flagsaver
 
-from experiments import check, estimate, launch
+from experiments import check, estimate, judge, launch
 from lpe_jax.records import rollouts
 from lpe_jax.records.rollouts import RolloutStore
+from lpe_jax.records.run import read_run, write_record
 from tests.helpers import save_hf_pair
 from tests.records.scenario import plain
 
@@ -157,6 +159,39 @@ def test_damaged_repaired_and_continued(place, here, drawn, case):
     assert (len(sys.modules["counted"].asked) > asked) == (case != "one shard is gone"), "verdicts that are left stay"
     assert here(check.main, str(run), argument="RUN")[0] == 0
     assert "nothing to do" in drawn(run.name, "--nofigures")[1]
+
+
+TABLES = {
+    "another number": ("estimates.csv", lambda data: data.replace(b",16,", b",96,", 1) + b"\n"),
+    "no text": ("estimates.txt", lambda data: b"\xff" + data[1:]),
+    "a line less": ("estimates.txt", lambda data: data.partition(b"\n")[2]),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_a_damaged_table_is_no_result(place, here, drawn, case):
+    """The run makes it again, and nothing else is made of it."""
+    whole, _ = drawn("whole", "--nofigures")
+    run, (name, damaged) = place / case.replace(" ", "-"), TABLES[case]
+    shutil.copytree(whole, run)
+    (run / name).write_bytes(damaged((run / name).read_bytes()))
+    if name == "estimates.csv":
+        code, _, err = here(judge.main, f"--run={run}", "--judge=counted:even_count")
+        assert code == 2 and "estimates.csv is missing or damaged: its sha256 is not the one in run.json" in err
+    _, printed = drawn(run.name, "--nofigures")
+    assert "nothing to do" not in printed and content(run) == content(whole)
+    assert "nothing to do" in drawn(run.name, "--nofigures")[1]
+
+
+def test_a_table_is_printed_and_not_obeyed(place, here, drawn):
+    """One of a folder that somebody else made, whose record has the right sha256 of it."""
+    run, _ = drawn("obeyed", "--nofigures")
+    (run / "estimates.txt").write_bytes(b"rates\n\x1b[2J\xff\n")
+    record = read_run(run)
+    record["made"]["estimates.txt"] = hashlib.sha256((run / "estimates.txt").read_bytes()).hexdigest()
+    write_record(run, record)
+    _, printed = drawn("obeyed", "--nofigures")
+    assert printed.startswith("rates\n\\x1b[2J\ufffd\n\nobeyed is finished")
 
 
 def test_a_run_is_its_owners_alone(place, drawn, monkeypatch):

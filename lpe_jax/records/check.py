@@ -25,6 +25,7 @@ from lpe_jax.records.files import move, open_private, part_files, read_bytes, wr
 from lpe_jax.records.index import Index
 from lpe_jax.records.ledger import NAME as LEDGER
 from lpe_jax.records.ledger import check_ledger, salvage
+from lpe_jax.records.noted import gone, note_of
 from lpe_jax.records.rollouts import from_table
 from lpe_jax.records.run import COPY, NAME, read_record, write_record
 from lpe_jax.records.shard import read_shard, write_manifest
@@ -232,7 +233,13 @@ class Check:
             self._mends.append(functools.partial(write_manifest, folder / name, entries))
 
     def _ledgers(self) -> None:
-        verdicts, ledgers = 0, part_files(self.folder / LEDGER).values()
+        verdicts, ledgers, lost = 0, part_files(self.folder / LEDGER).values(), gone(self.folder)
+        if self._record["status"] == "finished" and "procedure" in self._record["settings"]:
+            # The first process of such a run always has one.
+            lost += {self.folder / LEDGER}.difference(ledgers, lost)
+        for path in lost:
+            self._wrong(path, "is missing", "its verdicts are asked for again", again=True)
+            self._mends.append(functools.partial(self._aside, note_of(path)))
         for path in ledgers:
             try:
                 verdicts += check_ledger(path)
@@ -245,8 +252,6 @@ class Check:
                 self._taken(log, "is there without its ledger", "its verdicts are asked for again", again=True)
         if ledgers:
             self.there.append(f"{verdicts:,} verdicts")
-        elif self._record["status"] == "finished" and "procedure" in self._record["settings"]:
-            self._wrong(self.folder / LEDGER, "is missing", "its verdicts are asked for again", again=True)
 
     def _mend_ledger(self, path: Path) -> None:
         mended = path.with_name(f".{path.name}.tmp-{os.getpid()}")

@@ -68,12 +68,14 @@ def drawn(place, here, monkeypatch):
     monkeypatch.setattr(rollouts, "_SHARD_ROWS", 16)
     models = [f"--{name}={place / name}" for name in ("original", "variant")]
     given = [*models, f"--prompts={place / 'prompts.txt'}", "--judge=counted:even_count", "--max_new_tokens=8"]
+    given += [*LPE, "--batch_size=16"]
 
     def call(out, *more):
-        code, printed, err = here(estimate.main, *given, *LPE, "--batch_size=16", f"--out={out}", *more)
+        code, printed, err = here(estimate.main, *given, f"--out={out}", *more)
         assert code == 0, err
         return place / out, printed
 
+    call.given = given
     return call
 
 
@@ -111,6 +113,10 @@ def changed_verdicts(run):
         db.execute("update verdicts set outcome = 'complied'")
 
 
+def lost_ledger(run):
+    (run / "verdicts.sqlite").unlink()
+
+
 def other_files(run):
     for name in ("run.json", "prompts.jsonl"):
         (run / name).write_text((run / name).read_text().replace("e", "a", 1))
@@ -131,6 +137,7 @@ DAMAGE = {
         ],
     ),
     "verdicts are gone": ([lost_verdicts], ["verdicts.sqlite is damaged: rows are missing, or there are too many"]),
+    "the ledger is gone": ([lost_ledger], ["verdicts.sqlite is missing"]),
 }
 
 
@@ -159,6 +166,19 @@ def test_damaged_repaired_and_continued(place, here, drawn, case):
     assert (len(sys.modules["counted"].asked) > asked) == (case != "one shard is gone"), "verdicts that are left stay"
     assert here(check.main, str(run), argument="RUN")[0] == 0
     assert "nothing to do" in drawn(run.name, "--nofigures")[1]
+
+
+def test_verdicts_are_not_paid_for_twice(place, here, drawn):
+    """Where they were is missed before a judge is asked anything."""
+    whole, _ = drawn("whole", "--nofigures")
+    shutil.copytree(whole, place / "unpaid")
+    lost_ledger(place / "unpaid")
+    asked = len(sys.modules["counted"].asked)
+    code, _, err = here(judge.main, f"--run={place / 'unpaid'}")
+    assert code == 2 and "verdicts.sqlite is missing, and there was one" in err
+    code, _, err = here(estimate.main, *drawn.given, "--naive_check=12", "--out=unpaid", "--nofigures")
+    assert code == 2 and "verdicts.sqlite is missing, and there was one" in err
+    assert len(sys.modules["counted"].asked) == asked
 
 
 TABLES = {

@@ -300,8 +300,11 @@ def held(folder: Path, *, to_write: bool) -> Iterator[None]:
                 continue
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise RunError(f"{folder} is in use by another process; wait for it to end") from None
+            except OSError as error:
+                if to_write:
+                    raise RunError(f"{lock} cannot be locked: {error.strerror}; repair a copy elsewhere") from None
         yield
 
 

@@ -76,9 +76,13 @@ class Run:
             raise RunError(f"--out={folder} cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             self._lock.close()
-            raise RunError(f"--out={folder} is in use by another process; wait for it or choose another") from None
+            if isinstance(error, BlockingIOError):
+                raise RunError(f"--out={folder} is in use by another process; wait for it or choose another") from None
+            raise RunError(
+                f"--out={folder} cannot be locked: {error.strerror}; choose one on a file system with locks"
+            ) from None
         try:
             record = read_run(folder) if keep_record else None
             if record is not None:

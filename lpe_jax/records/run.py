@@ -178,11 +178,12 @@ def read_record(path: Path) -> dict[str, Any] | None:
         known = record["format"] == FORMAT and record["status"] in ("started", "finished")
         kinds = record["settings"], record["extent"], record.get("asked", {})
         known = known and all(isinstance(kind, dict) for kind in kinds) and _name_files(record.get("made", {}))
-    except (ValueError, KeyError, TypeError):
+        whole = record.pop(_DIGEST, None) == _digest(record)
+    except (ValueError, KeyError, TypeError, RecursionError):
         known = False
     if not known:
         raise RunError(f"{path} is damaged or was written by another version; {CURE}")
-    if record.pop(_DIGEST, None) != _digest(record):
+    if not whole:
         raise RunError(f"{path} is damaged: its sha256 of itself is not the one in it; {CURE}")
     return record
 

@@ -59,7 +59,9 @@ def test_what_the_system_refuses_is_one_line(body):
 def test_output_that_finds_no_room(body):
     with open("/dev/full", "w") as full:
         code, _, err = ended(body, stdout=full)
-    assert code == 2 and err.startswith("error: ") and err.endswith("No space left on device\n") and err.count("\n") == 1
+    assert (
+        code == 2 and err.startswith("error: ") and err.endswith("No space left on device\n") and err.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -23,21 +23,26 @@ flags.DEFINE_boolean("repair", False, "Mend what can be mended.")
 
 def main(run: str) -> None:
     from lpe_jax.records.check import Check, held
+    from lpe_jax.reporting.text import printable
 
     folder = Path(run)
     with held(folder, to_write=FLAGS.repair):
         found = Check(folder)
         for finding in found.findings:
             cure = "" if finding.cure is None else f"; --repair: {finding.cure}"
-            print(f"{'note' if finding.harmless else 'wrong'}: {finding.path} {finding.wrong}{cure}")
+            # Whoever made the folder named its files.
+            print(printable(f"{'note' if finding.harmless else 'wrong'}: {finding.path} {finding.wrong}{cure}"))
         if FLAGS.repair and found.findings:
             again = any(finding.again for finding in found.findings)
+            curable = any(finding.cure is not None for finding in found.findings)
             found.mend()
             found = Check(folder)
-            print(f"repaired{'; the command that began the run goes on with it' if again else ''}")
+            left = f", and {len(found.findings)} cannot be" if found.findings else ""
+            then = "; the command that began the run goes on with it" if again else ""
+            print(f"repaired{left}{then}" if curable else "nothing of it can be mended")
     wrong = sum(not finding.harmless for finding in found.findings)
     said = f"{wrong} wrong" if wrong else "all is well"
-    print(f"{folder}: {', '.join(found.there) or 'nothing drawn yet'}: {said}")
+    print(printable(f"{folder}: {', '.join(found.there) or 'nothing drawn yet'}: {said}"))
     sys.exit(1 if wrong else 0)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -17,6 +18,7 @@ from lpe_jax.records import rollouts
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.records.run import read_run, write_record
 from tests.helpers import save_hf_pair
+from tests.records import scenario
 from tests.records.scenario import plain
 
 JUDGE = """
@@ -235,10 +237,42 @@ def test_programs_write_for_their_user_alone(tmp_path, monkeypatch, capsys):
         os.umask(before)
 
 
+@pytest.fixture
+def two_runs(tmp_path):
+    """A folder with rollouts of two runs, which nothing mends."""
+    scenario.draw(tmp_path / "run", rows=8, finish=False)
+    other = RolloutStore(tmp_path / "run" / "rollouts", 1)
+    other.append([dataclasses.replace(scenario.rollout(3), text="another")])
+    other.flush()
+    return tmp_path / "run"
+
+
+def test_what_cannot_be_repaired_is_not_called_repaired(here, two_runs):
+    code, out, _ = here(check.main, str(two_runs), "--repair", argument="RUN")
+    assert code == 1 and "it is of two runs" in out
+    assert "\nrepaired" not in out and "nothing of it can be mended" in out
+    (two_runs / ".shared-0").touch()
+    code, out, _ = here(check.main, str(two_runs), "--repair", argument="RUN")
+    assert code == 1 and "\nrepaired, and 1 cannot be\n" in out
+
+
+def test_names_of_files_are_printed_and_not_obeyed(here, two_runs):
+    (two_runs / ".shared-\x1b[2J").touch()
+    _, out, _ = here(check.main, str(two_runs), argument="RUN")
+    assert "note: .shared-\\x1b[2J is what a crash left" in out and "\x1b" not in out
+
+
+@pytest.mark.parametrize("odd", ["--bogus", "--repair=perhaps"])
+def test_a_wrong_flag_is_no_finding(here, two_runs, odd):
+    code, _, err = here(check.main, str(two_runs), odd, argument="RUN")
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
+
+
 WRONG = {
     "none": ([], "RUN is missing"),
     "two": (["a", "b"], "unexpected argument 'b'"),
     "nowhere": (["nowhere"], "nowhere is no run folder"),
+    "a name that is too long": (["x" * 300], "File name too long"),
 }
 
 

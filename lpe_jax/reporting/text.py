@@ -61,8 +61,11 @@ def pad(text: str, width: int) -> str:
 
 
 def spreadsheet_safe(text: str) -> str:
-    """Text that a spreadsheet will not run as a formula: an apostrophe goes before a leading = + - @ or tab."""
-    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    """Text that a spreadsheet will not run as a formula: an apostrophe goes before a leading = + - @, of any width, or
+    tab.
+    """
+    first = unicodedata.normalize("NFKC", text[:1])
+    return "'" + text if first in ("=", "+", "-", "@", "\t", "\r") else text
 
 
 def file_stem(prompt_id: str) -> str:

@@ -37,13 +37,12 @@ def main(run: str) -> None:
             curable = any(finding.cure is not None for finding in found.findings)
             found.mend()
             found = Check(folder)
-            left = f", and {len(found.findings)} cannot be" if found.findings else ""
+            left = f", and {found.wrong} cannot be" if found.wrong else ""
             then = "; the command that began the run goes on with it" if again else ""
             print(f"repaired{left}{then}" if curable else "nothing of it can be mended")
-    wrong = sum(not finding.harmless for finding in found.findings)
-    said = f"{wrong} wrong" if wrong else "all is well"
+    said = f"{found.wrong} wrong" if found.wrong else "all is well"
     print(printable(f"{folder}: {', '.join(found.there) or 'nothing drawn yet'}: {said}"))
-    sys.exit(1 if wrong else 0)
+    sys.exit(1 if found.wrong else 0)
 
 
 if __name__ == "__main__":

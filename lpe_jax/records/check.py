@@ -84,9 +84,14 @@ class Check:
                 self._harmless(left, "is what a crash left of a file that never was")
 
     @property
+    def wrong(self) -> int:
+        """How many findings are more than what any crash leaves."""
+        return sum(not finding.harmless for finding in self.findings)
+
+    @property
     def well(self) -> bool:
         """Whether nothing is wrong."""
-        return all(finding.harmless for finding in self.findings)
+        return self.wrong == 0
 
     def mend(self) -> None:
         """Does what the cures say. Where it is interrupted, another check goes on with it.

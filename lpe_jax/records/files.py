@@ -107,8 +107,12 @@ def make_folder(folder: Path) -> None:
 
 
 def open_private(path: Path) -> int:
-    """A handle for writing to a file, which is made where it is not there."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, _FILE)
+    """A handle for writing to a file, which is made where it is not there.
+
+    Raises:
+      OSError: it cannot be, is a link, which may lead anywhere, or a pipe that nobody reads.
+    """
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, _FILE)
 
 
 def read_bytes(path: Path, missing: T = b"") -> bytes | T:

@@ -1,6 +1,7 @@
 """A run folder that somebody else made: nothing in it can have a file elsewhere read, moved or written."""
 
 import hashlib
+import os
 import shutil
 
 import pytest
@@ -117,6 +118,27 @@ def test_nothing_is_moved_through_a_link(run, tmp_path, of):
     with held(run, to_write=True), pytest.raises(RunError, match="lies outside of the run folder"):
         Check(run).mend()
     assert {path.name: path.read_bytes() for path in (tmp_path / "theirs").iterdir()} == before
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", [".lock", "rollouts/manifest.jsonl", "metrics.jsonl"])
+@pytest.mark.parametrize("odd", ["link", "link to nothing", "pipe"])
+def test_nothing_is_written_through_a_link_or_into_a_pipe(run, tmp_path, name, odd):
+    """By a run that goes on."""
+    path, elsewhere = run / name, tmp_path / "elsewhere"
+    data = path.read_bytes()
+    path.unlink()
+    if odd == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(elsewhere / "new")
+    if odd == "link":
+        (elsewhere / "new").write_bytes(data)
+    with pytest.raises(RunError, match=str(run)):
+        scenario.draw(run, rows=2 * ROWS)
+    if odd == "link":
+        assert (elsewhere / "new").read_bytes() == data
+        (elsewhere / "new").unlink()
 
 
 def test_nothing_is_moved_into_another_folder(run, tmp_path):

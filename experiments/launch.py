@@ -56,15 +56,16 @@ def run(main: Callable[..., None], argument: str | None = None) -> None:
             sys.exit(130)
         except Exception as error:
             # jax's own error class cannot be named here without importing jax for --help.
-            if "RESOURCE_EXHAUSTED" in str(error):
+            if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
                 fail("the device has too little memory for these models, prompts and batch; lower --batch_size")
             traceback.print_exc()
             sys.exit(2)
-        finally:
-            _flush()
 
     os.umask(0o077)
-    app.run(guarded, flags_parser=_parsed)
+    try:
+        app.run(guarded, flags_parser=_parsed)
+    finally:
+        _flush()
 
 
 def fail(message: str) -> None:

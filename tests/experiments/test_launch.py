@@ -64,6 +64,16 @@ def test_output_that_finds_no_room(body):
     )
 
 
+def test_help_that_nobody_reads():
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        code, _, err = ended("pass", "--help", stdout=write)
+    finally:
+        os.close(write)
+    assert (code, err) == (141, "")
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("body", ["print('x')", "print('x' * 10**6)", "print('x'); sys.exit(1)"])
 def test_nobody_reads_on(body, unbuffered):

@@ -23,22 +23,26 @@ flags.DEFINE_boolean("repair", False, "Mend what can be mended.")
 
 def main(run: str) -> None:
     from lpe_jax.records.check import Check, held
+    from lpe_jax.reporting.text import printable
 
     folder = Path(run)
     with held(folder, to_write=FLAGS.repair):
         found = Check(folder)
         for finding in found.findings:
             cure = "" if finding.cure is None else f"; --repair: {finding.cure}"
-            print(f"{'note' if finding.harmless else 'wrong'}: {finding.path} {finding.wrong}{cure}")
+            # Whoever made the folder named its files.
+            print(printable(f"{'note' if finding.harmless else 'wrong'}: {finding.path} {finding.wrong}{cure}"))
         if FLAGS.repair and found.findings:
             again = any(finding.again for finding in found.findings)
+            curable = any(finding.cure is not None for finding in found.findings)
             found.mend()
             found = Check(folder)
-            print(f"repaired{'; the command that began the run goes on with it' if again else ''}")
-    wrong = sum(not finding.harmless for finding in found.findings)
-    said = f"{wrong} wrong" if wrong else "all is well"
-    print(f"{folder}: {', '.join(found.there) or 'nothing drawn yet'}: {said}")
-    sys.exit(1 if wrong else 0)
+            left = f", and {found.wrong} cannot be" if found.wrong else ""
+            then = "; the command that began the run goes on with it" if again else ""
+            print(f"repaired{left}{then}" if curable else "nothing of it can be mended")
+    said = f"{found.wrong} wrong" if found.wrong else "all is well"
+    print(printable(f"{folder}: {', '.join(found.there) or 'nothing drawn yet'}: {said}"))
+    sys.exit(1 if found.wrong else 0)
 
 
 if __name__ == "__main__":

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
 from lpe_jax.errors import UserError
 from lpe_jax.preemption import INTERRUPTED, Stopped, command
+from lpe_jax.reporting.text import printable
 
 FLAGS = flags.FLAGS
+# Of a program that SIGPIPE ends, as a shell shows it.
+_UNREAD = 141
 
 
 def run(main: Callable[..., None], argument: str | None = None, *, several: bool = False) -> None:
-    """Parses flags and calls main; a UserError becomes one line on stderr and exit status 2.
+    """Parses flags and calls main; a UserError, or what the system refuses, is one line on stderr and exit status 2.
 
     What a program writes is for its user alone to read, as responses may be harmful text. Status 130 is an interrupt
     from the keyboard, and 75 a SIGTERM, as of a machine that is taken away: what is on disk stays, and the same
-    command, which is printed, goes on from there.
+    command, which is printed, goes on from there. Status 141 says that nobody reads its output any more. Status 1 is
+    main's own to give.
 
     Args:
       argument: what the one argument is that main is called with, besides flags; None is none.
@@ -39,23 +45,59 @@ def run(main: Callable[..., None], argument: str | None = None, *, several: bool
             main(*argv[1:])
         except UserError as error:
             fail(str(error))
-        except RuntimeError as error:
-            # jax's own error class cannot be named here without importing jax for --help.
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            fail("the device has too little memory for these models, prompts and batch; lower --batch_size")
+        except OSError as error:
+            _flush()
+            if isinstance(error, BrokenPipeError) and _nobody_reads():
+                sys.exit(_UNREAD)
+            fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
         except Stopped as stopped:
             print(f"\n{stopped.words}", file=sys.stderr)
             sys.exit(stopped.status)
         except KeyboardInterrupt:
             print(f"\ninterrupted; the same command goes on from what is on disk:\n  {command()}", file=sys.stderr)
             sys.exit(INTERRUPTED)
+        except Exception as error:
+            # jax's own error class cannot be named here without importing jax for --help.
+            if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+                fail("the device has too little memory for these models, prompts and batch; lower --batch_size")
+            traceback.print_exc()
+            sys.exit(2)
 
     os.umask(0o077)
-    app.run(guarded)
+    try:
+        app.run(guarded, flags_parser=_parsed)
+    finally:
+        _flush()
 
 
 def fail(message: str) -> None:
-    """One line on stderr, status 2."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    """One line on stderr, status 2. Names of files are in it, and a terminal is to obey nothing of them."""
+    print("error: " + printable(" ".join(message.split())), file=sys.stderr)
     sys.exit(2)
+
+
+def _parsed(argv: Sequence[str]) -> list[str]:
+    """What is left of the arguments without the flags."""
+    try:
+        return FLAGS(argv)
+    except flags.Error as error:
+        fail(f"{error}; see --help")
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe that was closed: where it is not buffered, a flush does not say so."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
+def _flush() -> None:
+    """Has what was printed be where it goes, or ends the program because it cannot."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python would try again at its own end, and say so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            sys.exit(_UNREAD)
+        fail(f"what is printed cannot be written: {error.strerror}")

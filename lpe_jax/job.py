@@ -26,16 +26,17 @@ from lpe_jax.processes import ALONE, Processes
 from lpe_jax.records.files import write_whole
 from lpe_jax.records.ledger import spent_in
 from lpe_jax.records.prompts import write_prompts
-from lpe_jax.records.run import check_folder, more, read_run, settings_hash
+from lpe_jax.records.run import check_folder, more, read_made, read_run, settings_hash
 from lpe_jax.reporting import figures, table
 from lpe_jax.reporting.judges import cascade_words, judging_words, verdict_words
 from lpe_jax.reporting.report import AS_USUAL, Options
+from lpe_jax.reporting.text import printable_lines
 from lpe_jax.results import phases_of, results_of
 from lpe_jax.types import Prompt
 
 # Of 200, in an order in which any first few span all rates.
 EMBEDDED_LIMIT = 16
-TABLE = "estimates.txt"
+TABLE, CSV = "estimates.txt", "estimates.csv"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ def run(
     folder, finished = processes.follow(folder, processes.first and not job.verify and is_finished(folder, asked))
     if finished:
         if processes.first:
-            print((folder / TABLE).read_text(encoding="utf-8"), end="")
+            print(printable_lines((folder / TABLE).read_bytes()), end="")
             print(f"\n{folder} is finished: nothing to do. Another --seed or --out draws anew.")
         return folder
 
@@ -199,7 +200,7 @@ def _run(
         order = {prompt.id: i for i, prompt in enumerate(prompts)}
         results.sort(key=lambda result: order[result.prompt_id])
         text = table.terminal_table(results) + "\n"
-        table.write_csv(table.estimates_rows(results), folder / "estimates.csv")
+        table.write_csv(table.estimates_rows(results), folder / CSV)
         write_whole(folder / TABLE, text)
         progress.say("\n" + text.rstrip("\n"))
         phases = phases_of([*(finished for finished, _ in found), *checks.values()])
@@ -214,14 +215,14 @@ def _run(
             opened.metric(event=page.UNSCORED, reasons=reasons)
         page.write_finished(folder, opened.record, prompts, drawing.store(), results, phases, options)
         opened.metric(event="finished", seconds=round(time.monotonic() - began, 1))
-        opened.finish("estimates.csv", TABLE)
+        opened.finish(CSV, TABLE)
 
 
 def is_finished(folder: Path, asked: Mapping[str, Any]) -> bool:
     """Whether the folder has all that a job that was asked for so gives."""
     record = read_run(folder)
-    there = all((folder / name).is_file() for name in (TABLE, "estimates.csv"))
-    return record is not None and record["status"] == "finished" and record.get("asked") == asked and there
+    whole = record is not None and record["status"] == "finished" and record.get("asked") == asked
+    return whole and all(read_made(folder, record, name) is not None for name in {TABLE, CSV, *record.get("made", {})})
 
 
 def _warnings(job: Job, sampling: SamplingSettings) -> list[str]:

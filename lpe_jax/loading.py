@@ -159,7 +159,9 @@ def checkpoint_stamp(source: str) -> list[list[Any]] | None:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         return None
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".jinja", ".txt"))
+    # A link that leads nowhere is left to whoever loads it.
+    kinds = ".json", ".safetensors", ".jinja", ".txt"
+    files = sorted(p for p in folder.iterdir() if p.suffix in kinds and p.exists())
     return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
 
 

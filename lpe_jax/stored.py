@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,13 +22,14 @@ from lpe_jax.estimation.judge_error import JudgeQuality
 from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.naive import Naive
 from lpe_jax.estimation.registry import estimate as estimate_by
-from lpe_jax.job import Job
+from lpe_jax.job import CSV, Job
 from lpe_jax.judging.desk import Item
 from lpe_jax.judging.settings import JudgeSettings
+from lpe_jax.records.files import CURE
 from lpe_jax.records.index import Index
 from lpe_jax.records.prompts import read_prompts
 from lpe_jax.records.rollouts import FOLDER, RolloutStore
-from lpe_jax.records.run import read_run
+from lpe_jax.records.run import read_made, read_run
 from lpe_jax.reporting.table import PromptResult
 from lpe_jax.results import phases_of, result_of, results_of
 from lpe_jax.types import Counts, Outcome, Prompt, Verdict
@@ -43,13 +45,26 @@ _TOLD = ("reason",)
 
 
 @dataclasses.dataclass(frozen=True)
+class _Truth:
+    """A lpe_jax.tiny.truth.Truth as far as a table tells of it."""
+
+    log10_rate: float
+    se_log10: float = math.nan
+
+
+@dataclasses.dataclass(frozen=True)
 class Stored:
-    """A run folder's record and prompts, and where its rollouts are."""
+    """A run folder's record and prompts, and where its rollouts are.
+
+    Attributes:
+      truth: the truths that its table tells of, by prompt id, where they are known.
+    """
 
     folder: Path
     record: Mapping[str, Any]
     prompts: list[Prompt]
     store: RolloutStore
+    truth: Mapping[str, _Truth]
 
     @property
     def index(self) -> Index:
@@ -137,7 +152,7 @@ def open_stored(folder: Path) -> Stored:
     if "procedure" not in record["settings"]:
         raise RunError(f"--run={folder} is a bank, which keeps few responses; name a run of experiments.estimate")
     prompts = read_prompts(folder, record["asked"]["prompt_texts"])
-    return Stored(folder, record, prompts, RolloutStore(folder / FOLDER))
+    return Stored(folder, record, prompts, RolloutStore(folder / FOLDER), _truth(folder, record))
 
 
 def estimated(stored: Stored, job: Job, verdicts: Verdicts) -> tuple[list[PromptResult], Counter]:
@@ -161,10 +176,12 @@ def estimated(stored: Stored, job: Job, verdicts: Verdicts) -> tuple[list[Prompt
         found[prompt.id], check = _of_all(job, prompt, stored.index, verdicts)
         if check is not None:
             checks[prompt.id] = check
-    truth = _truth(stored.folder)
     ordered = [found[prompt.id] for prompt in stored.prompts]
     results = results_of(
-        job, [(f, result_of(job, f, truth.get(f.prompt.id), job.judge_quality)) for f in ordered], checks, truth
+        job,
+        [(f, result_of(job, f, stored.truth.get(f.prompt.id), job.judge_quality)) for f in ordered],
+        checks,
+        stored.truth,
     )
     elsewhere = {prompt.id for prompt in short}
     why = ELSEWHERE if stored.record["status"] == "finished" else BEGUN
@@ -224,19 +241,20 @@ def _finished(
     return tally.finished(prompt, estimate, fit, search, drawn)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Truth:
-    """A lpe_jax.tiny.truth.Truth as far as a table tells of it."""
+def _truth(folder: Path, record: Mapping[str, Any]) -> dict[str, _Truth]:
+    """The truths that a run's own table tells of, where they are known.
 
-    log10_rate: float
-    se_log10: float = math.nan
-
-
-def _truth(folder: Path) -> dict[str, _Truth]:
-    """The truths that the run's own table tells of, where they are known."""
-    path = folder / "estimates.csv"
-    if not path.is_file():
+    Raises:
+      RunError: it is not the table that was written.
+    """
+    data = read_made(folder, record, CSV)
+    if data is None:
+        if record["status"] == "finished":
+            raise RunError(f"{folder / CSV} is missing or damaged: its sha256 is not the one in run.json; {CURE}")
         return {}
-    with open(path, newline="", encoding="utf-8") as file:
-        known = {row["prompt_id"]: float(row["truth"]) for row in csv.DictReader(file) if row.get("truth")}
+    try:
+        rows = csv.DictReader(io.StringIO(data.decode("utf-8"), newline=""))
+        known = {row["prompt_id"]: float(row["truth"]) for row in rows if row.get("truth")}
+    except (ValueError, KeyError, csv.Error):
+        raise RunError(f"{folder / CSV} is no table of a run") from None
     return {prompt_id: _Truth(math.log10(rate)) for prompt_id, rate in known.items() if rate > 0}

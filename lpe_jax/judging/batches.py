@@ -26,7 +26,7 @@ from lpe_jax.judging.policy import Met, Rejected, Reply
 from lpe_jax.judging.remote import RubricJudge
 from lpe_jax.judging.request import encoded
 from lpe_jax.judging.rubric import Form
-from lpe_jax.records.files import write_json
+from lpe_jax.records.files import read_bytes, write_json
 from lpe_jax.records.ledger import Key
 from lpe_jax.types import Prompt, Verdict
 
@@ -252,8 +252,8 @@ class Batches:
 
     def _ids(self, sent: _Sent) -> set[str]:
         try:
-            return set(json.loads(self._ids_file(sent).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return set(json.loads(read_bytes(self._ids_file(sent))))
+        except (ValueError, TypeError, RecursionError):
             raise RunError(
                 f"{self._ids_file(sent)} is missing or damaged; move {self._record} away to start anew"
             ) from None
@@ -300,6 +300,6 @@ def _read_record(path: Path) -> list[_Sent]:
     if not path.exists():
         return []
     try:
-        return [_Sent(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):
+        return [_Sent(**entry) for entry in json.loads(read_bytes(path))]
+    except (ValueError, TypeError, RecursionError):
         raise RunError(f"{path} is damaged; move it away to send what it tells of anew") from None

@@ -6,6 +6,7 @@ Either way what is handed in gives a Future of its verdicts.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -150,8 +151,10 @@ class Desk:
         self._loop.close(GRACE, [judge.close for judge, _ in self.remote])
         if self._worker is not None:
             self._worker.shutdown(cancel_futures=True)
-        for remembered in self._judges:
-            remembered.put()
+        # Each, whatever becomes of the other.
+        with contextlib.ExitStack() as last:
+            for remembered in self._judges:
+                last.callback(remembered.put)
 
     def __enter__(self) -> Desk:
         return self

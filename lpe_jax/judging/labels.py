@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lpe_jax.errors import JudgeError
+from lpe_jax.records.files import read_text
 from lpe_jax.types import Message, Outcome, Prompt, Rollout, Verdict
 
 # No alpha is that large; and whole numbers beyond a float's range are not converted.
 _HUGE = 1e9
+# A hundred thousand long responses.
+_MOST_BYTES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +61,9 @@ def read_labels(path: Path) -> list[Label]:
       JudgeError: the file cannot be read, or a line is neither.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_text(path, _MOST_BYTES).split("\n")
     except (OSError, UnicodeError) as error:
-        raise JudgeError(f"--validate={path} cannot be read: {error}") from None
+        raise JudgeError(f"--validate={path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     found = []
     for number, line in enumerate(lines, start=1):
         if line.strip():

@@ -12,7 +12,10 @@ from pathlib import Path
 
 from lpe_jax.errors import JudgeError
 from lpe_jax.judging.base import source_digest, unscored
+from lpe_jax.records.files import read_text
 from lpe_jax.types import Outcome, Prompt, Verdict
+
+_MOST_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +102,11 @@ class ListJudge:
             return
         path = Path(name).expanduser()
         try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = [line.strip() for line in read_text(path, _MOST_BYTES).splitlines()]
         except (OSError, UnicodeError) as error:
             raise JudgeError(
                 f"judge 'phrases:{name}': choose {', '.join(LISTS)}, or a text file with a phrase a line "
-                f"({type(error).__name__})"
+                f"({getattr(error, 'strerror', None) or type(error).__name__})"
             ) from None
         phrases = tuple(line for line in lines if line and not line.startswith("#"))
         if not phrases:

@@ -82,13 +82,22 @@ class Remembered:
         return {key: item for key, item in keyed.items() if key not in known and item[1] is not None}
 
     def put(self) -> None:
-        """Puts on disk what is not there yet, and what it has cost."""
+        """Puts on disk what is not there yet, and what it has cost.
+
+        Raises:
+          RunError: the disk does not take it; the next call tries again.
+        """
         if self._ledger is None:
             return
         with self._lock:
             fresh, self._fresh = self._fresh, {}
         if fresh or self.remote:
-            self._ledger.put(fresh, self._spent())
+            try:
+                self._ledger.put(fresh, self._spent())
+            except BaseException:
+                with self._lock:
+                    self._fresh = fresh | self._fresh
+                raise
 
     def _key(self, prompt: Prompt, response: str) -> Key:
         return Key.of(self.identity, prompt, response, whole=self._whole)

@@ -23,6 +23,7 @@ from typing import Any
 
 from lpe_jax.errors import JudgeError
 from lpe_jax.judging.text import judged_text
+from lpe_jax.records.files import read_text
 from lpe_jax.types import Outcome, Verdict
 
 # Each question's name, and the numbers that answer it.
@@ -145,9 +146,7 @@ def load_template(source: str | None) -> Template:
 
 def _file_text(path: Path) -> str:
     try:
-        if path.stat().st_size > _LARGEST_TEMPLATE:
-            raise JudgeError(f"--judge_template={path} is larger than {_LARGEST_TEMPLATE} bytes; is it a template?")
-        return path.read_text(encoding="utf-8")
+        return read_text(path, _LARGEST_TEMPLATE)
     except OSError as error:
         raise JudgeError(
             f"--judge_template={path} cannot be read ({error.strerror}); name a file, or `{INSPECT}` for the rubric of "

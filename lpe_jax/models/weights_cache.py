@@ -139,6 +139,9 @@ class WeightsCache:
                 f"what --weights_cache={self.folder} holds of this pair is damaged ({damage}) and was not used"
             )
             return None
+        except OSError as error:
+            self.notes.append(f"--weights_cache={self.folder} cannot be read: {error.strerror}")
+            return None
         pair = dataclasses.replace(abstract, leaves=tuple(leaves[name] for name in abstract.names))
         self.notes.append(
             f"weights are from --weights_cache={self.folder}, as they were when the checkpoints' files were read, with "

@@ -17,9 +17,9 @@ MAX_ROW_CHARACTERS = 4 * 2**20
 
 def read_text(path: Path) -> str:
     """The file's text without a byte order mark; line ends are left as they are."""
-    if not path.is_file():
-        raise PromptError(f"{path}: {'not a file' if path.exists() else 'no such file'}; name a prompt file")
     try:
+        if not path.is_file():
+            raise PromptError(f"{path}: {'not a file' if path.exists() else 'no such file'}; name a prompt file")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:

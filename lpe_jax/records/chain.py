@@ -39,7 +39,7 @@ class Chain:
         self.path, self.lines, self._size, self._last = path, list[Line](), 0, first
         for number, text in enumerate(_whole_lines(read_bytes(path)), start=1):
             line = _line(text)
-            if line is None or line.pop(_HASH, None) != _hash(self._last, line):
+            if line is None or not _fits(line, self._last):
                 raise RunError(
                     f"{path}, line {number} is damaged, or one before it is missing: its hash is not that of these "
                     f"lines{cure}"
@@ -90,9 +90,17 @@ def _line(text: bytes) -> Line | None:
     """The object that a line is; None if it is none."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _fits(line: Line, last: str) -> bool:
+    """Whether a line has the hash that it should have, which is taken out of it."""
+    try:
+        return line.pop(_HASH, None) == _hash(last, line)
+    except RecursionError:  # nested as no line of ours is, and read just so
+        return False
 
 
 def _text(last: str, line: Line) -> bytes:

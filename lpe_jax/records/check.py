@@ -25,6 +25,7 @@ from lpe_jax.records.files import move, open_private, part_files, read_bytes, wr
 from lpe_jax.records.index import Index
 from lpe_jax.records.ledger import NAME as LEDGER
 from lpe_jax.records.ledger import check_ledger, salvage
+from lpe_jax.records.noted import gone, note_of
 from lpe_jax.records.rollouts import from_table
 from lpe_jax.records.run import COPY, NAME, read_record, write_record
 from lpe_jax.records.shard import read_shard, write_manifest
@@ -83,9 +84,14 @@ class Check:
                 self._harmless(left, "is what a crash left of a file that never was")
 
     @property
+    def wrong(self) -> int:
+        """How many findings are more than what any crash leaves."""
+        return sum(not finding.harmless for finding in self.findings)
+
+    @property
     def well(self) -> bool:
         """Whether nothing is wrong."""
-        return all(finding.harmless for finding in self.findings)
+        return self.wrong == 0
 
     def mend(self) -> None:
         """Does what the cures say. Where it is interrupted, another check goes on with it.
@@ -115,19 +121,28 @@ class Check:
         self._taken(path, what, f"it is moved to {ASIDE}/", harmless=True)
 
     def _aside(self, path: Path) -> None:
+        target = self._place(path)
         if path.exists():
-            move(path, self._place(path))
+            move(path, target)
 
     def _copy_aside(self, path: Path) -> None:
+        target = self._place(path)
         if path.exists():
-            write_whole(self._place(path), read_bytes(path))
+            write_whole(target, read_bytes(path))
 
     def _place(self, path: Path) -> Path:
-        """Where what is damaged goes: under its name, or one like it that is not taken."""
+        """Where what is damaged goes: under its name, or one like it that is not taken.
+
+        Raises:
+          RunError: it, or what is damaged, is not in the folder, as a link leads elsewhere.
+        """
         target, count = self.folder / ASIDE / path.relative_to(self.folder), 0
         while target.exists():
             count += 1
             target = target.with_name(f"{path.name}.{count}")
+        for end in (path, target):
+            if not end.parent.resolve().is_relative_to(self.folder.resolve()):
+                raise RunError(f"{end} lies outside of the run folder, as a link leads there; nothing is moved")
         return target
 
     def _read_record(self) -> dict[str, Any]:
@@ -223,7 +238,13 @@ class Check:
             self._mends.append(functools.partial(write_manifest, folder / name, entries))
 
     def _ledgers(self) -> None:
-        verdicts, ledgers = 0, part_files(self.folder / LEDGER).values()
+        verdicts, ledgers, lost = 0, part_files(self.folder / LEDGER).values(), gone(self.folder)
+        if self._record["status"] == "finished" and "procedure" in self._record["settings"]:
+            # The first process of such a run always has one.
+            lost += {self.folder / LEDGER}.difference(ledgers, lost)
+        for path in lost:
+            self._wrong(path, "is missing", "its verdicts are asked for again", again=True)
+            self._mends.append(functools.partial(self._aside, note_of(path)))
         for path in ledgers:
             try:
                 verdicts += check_ledger(path)
@@ -236,8 +257,6 @@ class Check:
                 self._taken(log, "is there without its ledger", "its verdicts are asked for again", again=True)
         if ledgers:
             self.there.append(f"{verdicts:,} verdicts")
-        elif self._record["status"] == "finished" and "procedure" in self._record["settings"]:
-            self._wrong(self.folder / LEDGER, "is missing", "its verdicts are asked for again", again=True)
 
     def _mend_ledger(self, path: Path) -> None:
         mended = path.with_name(f".{path.name}.tmp-{os.getpid()}")
@@ -259,8 +278,7 @@ class Check:
                 odd = f"is not what was written: {NAME} has another sha256 of it"
                 self._taken(path, odd, "the run makes it again", again=True)
             elif path.suffix == ".csv" and not any(finding.again for finding in self.findings):
-                told = sum(int(row["rollouts"]) for row in csv.DictReader(data.decode().splitlines()))
-                if told > drawn:
+                if (told := _told(data)) > drawn:
                     wrong = f"has {drawn:,} rollouts, and {name} tells of {told:,}"
                     self._wrong(self.folder / rollouts.FOLDER, wrong, "the others are drawn again", again=True)
 
@@ -287,14 +305,25 @@ def held(folder: Path, *, to_write: bool) -> Iterator[None]:
                 continue
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise RunError(f"{folder} is in use by another process; wait for it to end") from None
+            except OSError as error:
+                if to_write:
+                    raise RunError(f"{lock} cannot be locked: {error.strerror}; repair a copy elsewhere") from None
         yield
 
 
 def _words(error: RunError, path: Path) -> str:
     """What an error says of a file, without its name and without where to look for help."""
     return str(error).removeprefix(f"{path}").lstrip(", ").partition("; python -m ")[0]
+
+
+def _told(table: bytes) -> int:
+    """How many rollouts a table tells of; none where it is of something else."""
+    try:
+        return sum(int(row["rollouts"]) for row in csv.DictReader(table.decode().splitlines()))
+    except (ValueError, KeyError, TypeError, csv.Error):
+        return 0
 
 
 def _differing(index: Index) -> int:

@@ -6,8 +6,11 @@ All that the records of a run write goes through here, by calls of `os` alone; S
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +20,8 @@ from lpe_jax.errors import RunError
 T = TypeVar("T")
 # Whatever the umask: it could only take more away.
 _FILE, _FOLDER = 0o600, 0o700
+# No file of a run has come near it; a shard has a thousandth.
+_MOST = 4 << 30
 CURE = "python -m experiments.check says what can be mended"
 
 
@@ -132,8 +137,12 @@ def make_folder(folder: Path) -> None:
 
 
 def open_private(path: Path) -> int:
-    """A handle for writing to a file, which is made where it is not there."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, _FILE)
+    """A handle for writing to a file, which is made where it is not there.
+
+    Raises:
+      OSError: it cannot be, is a link, which may lead anywhere, or a pipe that nobody reads.
+    """
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, _FILE)
 
 
 def read_bytes(path: Path, missing: T = b"") -> bytes | T:
@@ -143,11 +152,36 @@ def read_bytes(path: Path, missing: T = b"") -> bytes | T:
       RunError: it cannot be read.
     """
     try:
-        return path.read_bytes()
+        return read_plain(path, _MOST)
     except FileNotFoundError:
         return missing
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def read_plain(path: Path, most: int) -> bytes:
+    """What is in a file, be it behind a link: a pipe or a device could be read, or waited for, without end.
+
+    Raises:
+      OSError: it is not there, is no file, has more than `most` bytes, or cannot be read.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    if found.st_size > most:
+        raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, and {most} is the most", str(path))
+    with open(path, "rb") as file:
+        return file.read(found.st_size)
+
+
+def read_text(path: Path, most: int, encoding: str = "utf-8") -> str:
+    """As read_plain, of text; a line ends in \\n, however it does in the file.
+
+    Raises:
+      OSError: as read_plain.
+      UnicodeDecodeError: it is no such text.
+    """
+    return io.TextIOWrapper(io.BytesIO(read_plain(path, most)), encoding).read()
 
 
 def part_name(name: str, part: int) -> str:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from lpe_jax.errors import RunError
 from lpe_jax.records.files import CURE, part_files, write_whole
+from lpe_jax.records.noted import check_none_is_gone, note
 from lpe_jax.types import Outcome, Prompt, Verdict
 
 NAME = "verdicts.sqlite"
@@ -67,7 +68,7 @@ class Ledger:
 
     SQLite does not see what a disk does to its pages. Every row has a hash, and a seal says how many rows there are and
     what their hashes come to; opening goes over all of it. So a row that is not found was never written. Any thread may
-    use a ledger, one at a time.
+    use a ledger, one at a time. A ledger of a run is missed when it is gone (lpe_jax.records.noted).
     """
 
     def __init__(self, path: Path, *, shared: bool = False):
@@ -77,15 +78,17 @@ class Ledger:
           shared: other machines may read the file meanwhile. A write-ahead log is for one machine only.
 
         Raises:
-          RunError: it is damaged, or is none.
+          RunError: it is damaged, or is none; or one of the same folder is gone.
         """
         self.path = path
         self._lock = threading.Lock()
+        # SQLite would take what is in one for a part of the new file.
+        if not path.exists() and (logs := logs_of(path)):
+            raise RunError(f"{path} is missing, and {logs[0].name}, which belongs to it, is there; {CURE}")
+        check_none_is_gone(path.parent)
         if not path.exists():
-            # SQLite would take what is in one for a part of the new file.
-            if logs := logs_of(path):
-                raise RunError(f"{path} is missing, and {logs[0].name}, which belongs to it, is there; {CURE}")
             write_whole(path, _empty())
+        note(path)
         with self._told("opened"), contextlib.ExitStack() as failed:
             self._db = sqlite3.connect(path, timeout=_TIMEOUT_SECONDS, check_same_thread=False)
             failed.callback(self._db.close)
@@ -219,8 +222,9 @@ def spent_in(folder: Path) -> dict[str, tuple[int, int, int]]:
     """What all judges have cost a run, by their identity, whichever process asked: calls, input and output tokens.
 
     Raises:
-      RunError: a ledger is damaged.
+      RunError: a ledger is damaged, or gone.
     """
+    check_none_is_gone(folder)
     total: dict[str, tuple[int, int, int]] = {}
     for path in part_files(folder / NAME).values():
         try:

@@ -49,7 +49,7 @@ def read_prompts(folder: Path, expected: str) -> list[Prompt]:
     try:
         rows = [json.loads(line) for line in data.splitlines()]
         prompts = [Prompt(row["id"], tuple(Message(**m) for m in row["messages"]), row["category"]) for row in rows]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise RunError(f"{path} is damaged; {CURE}") from None
     if prompts_digest(prompts) != expected:
         raise RunError(f"{path} is damaged: these are not the prompts that run.json tells of; {CURE}")

@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,9 +76,13 @@ class Run:
             raise RunError(f"--out={folder} cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             self._lock.close()
-            raise RunError(f"--out={folder} is in use by another process; wait for it or choose another") from None
+            if isinstance(error, BlockingIOError):
+                raise RunError(f"--out={folder} is in use by another process; wait for it or choose another") from None
+            raise RunError(
+                f"--out={folder} cannot be locked: {error.strerror}; choose one on a file system with locks"
+            ) from None
         try:
             if part == 0:
                 _nobody_else(folder)
@@ -191,14 +196,33 @@ def read_record(path: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(data)
         known = record["format"] == FORMAT and record["status"] in ("started", "finished")
-        known = known and isinstance(record["settings"], dict) and isinstance(record["extent"], dict)
-    except (ValueError, KeyError, TypeError):
+        kinds = record["settings"], record["extent"], record.get("asked", {})
+        known = known and all(isinstance(kind, dict) for kind in kinds) and _name_files(record.get("made", {}))
+        whole = record.pop(_DIGEST, None) == _digest(record)
+    except (ValueError, KeyError, TypeError, RecursionError):
         known = False
     if not known:
         raise RunError(f"{path} is damaged or was written by another version; {CURE}")
-    if record.pop(_DIGEST, None) != _digest(record):
+    if not whole:
         raise RunError(f"{path} is damaged: its sha256 of itself is not the one in it; {CURE}")
     return record
+
+
+def _name_files(made: Any) -> bool:
+    """Whether these are names in the folder itself, with sha256: whoever wrote them names no file elsewhere."""
+    return isinstance(made, dict) and all(re.fullmatch(r"\w[\w-]*(\.[\w-]+)*", name) for name in made)
+
+
+def read_made(folder: Path, record: Mapping[str, Any], name: str) -> bytes | None:
+    """What a finished run came to, of this name; None where it is not there as it was written.
+
+    Raises:
+      RunError: it cannot be read.
+    """
+    data = read_bytes(folder / name, None)
+    if data is None or hashlib.sha256(data).hexdigest() != record.get("made", {}).get(name):
+        return None
+    return data
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

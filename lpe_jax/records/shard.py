@@ -20,17 +20,21 @@ from lpe_jax.records.chain import Chain, Line, readable_lines, write_chain
 from lpe_jax.records.files import CURE, read_bytes, write_whole
 
 MANIFEST = "manifest.jsonl"
-# What shards are called: no line can name a file elsewhere.
-_NAME, _SHA256 = r"\d{6,}(-\d+)?\.parquet", "[0-9a-f]{64}"
+# What a line has to say, whoever wrote it: none can name a file elsewhere.
+_LINE = {"shard": r"\d{6,}(-\d+)?\.parquet", "sha256": "[0-9a-f]{64}"}
 
 
 def open_manifest(path: Path) -> Chain:
-    """A manifest, whose lines hold `shard`, a file name, and its `sha256`; it is chained to its own name.
+    """A manifest, whose lines hold `shard`, a file name, its `sha256` and `rows`; it is chained to its own name.
 
     Raises:
       RunError: it is damaged.
     """
-    return Chain(path, first=path.name, cure=f"; {CURE}")
+    manifest = Chain(path, first=path.name, cure=f"; {CURE}")
+    for number, line in enumerate(manifest.lines, start=1):
+        if not (_names_a_shard(line) and isinstance(line.get("rows"), int)):
+            raise RunError(f"{path}, line {number} is damaged: it names no shard of a run; {CURE}")
+    return manifest
 
 
 def write_manifest(path: Path, lines: Iterable[Line]) -> None:
@@ -44,9 +48,11 @@ def write_manifest(path: Path, lines: Iterable[Line]) -> None:
 
 def named_in_damaged(path: Path) -> list[Line]:
     """The lines of a damaged manifest that name a shard and its sha256, rightly or wrongly."""
-    like = {"shard": _NAME, "sha256": _SHA256}
-    lines = readable_lines(path)
-    return [line for line in lines if all(re.fullmatch(form, str(line.get(name))) for name, form in like.items())]
+    return list(filter(_names_a_shard, readable_lines(path)))
+
+
+def _names_a_shard(line: Line) -> bool:
+    return all(isinstance(line.get(name), str) and re.fullmatch(form, line[name]) for name, form in _LINE.items())
 
 
 def write_shard(path: Path, table: pa.Table) -> str:

@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from lpe_jax.errors import RunError
+from lpe_jax.records.files import read_text
+
+_MOST_BYTES = 1 << 30
 
 
 def read_log10(path: str | os.PathLike, *names: str, method: str | None = None) -> np.ndarray:
@@ -23,7 +26,7 @@ def read_log10(path: str | os.PathLike, *names: str, method: str | None = None) 
       RunError: the file cannot be read, lacks a column or the method, or holds what is no share.
     """
     try:
-        rows = list(csv.DictReader(io.StringIO(Path(path).read_text(encoding="utf-8-sig"))))
+        rows = list(csv.DictReader(io.StringIO(read_text(Path(path), _MOST_BYTES, "utf-8-sig"))))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RunError(f"{path} cannot be read as a CSV file: {error}") from None
     if not rows:

@@ -33,6 +33,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def printable_lines(data: bytes) -> str:
+    """A text file's lines, each as printable has it, so that a terminal obeys nothing of a file from elsewhere."""
+    return "\n".join(map(printable, data.decode("utf-8", "replace").split("\n")))
+
+
 def display_width(text: str) -> int:
     """Columns of a terminal: wide East Asian characters take two, combining marks none."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
@@ -56,8 +61,11 @@ def pad(text: str, width: int) -> str:
 
 
 def spreadsheet_safe(text: str) -> str:
-    """Text that a spreadsheet will not run as a formula: an apostrophe goes before a leading = + - @ or tab."""
-    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    """Text that a spreadsheet will not run as a formula: an apostrophe goes before a leading = + - @, of any width, or
+    tab.
+    """
+    first = unicodedata.normalize("NFKC", text[:1])
+    return "'" + text if first in ("=", "+", "-", "@", "\t", "\r") else text
 
 
 def file_stem(prompt_id: str) -> str:

@@ -2,6 +2,8 @@
 
 import contextlib
 import csv
+import dataclasses
+import hashlib
 import os
 import shutil
 import sqlite3
@@ -11,10 +13,12 @@ import sys
 import pytest
 from absl.testing import flagsaver
 
-from experiments import check, estimate, launch
+from experiments import check, estimate, judge, launch
 from lpe_jax.records import rollouts
 from lpe_jax.records.rollouts import RolloutStore
+from lpe_jax.records.run import read_run, write_record
 from tests.helpers import save_hf_pair
+from tests.records import scenario
 from tests.records.scenario import plain
 
 JUDGE = """
@@ -66,12 +70,14 @@ def drawn(place, here, monkeypatch):
     monkeypatch.setattr(rollouts, "_SHARD_ROWS", 16)
     models = [f"--{name}={place / name}" for name in ("original", "variant")]
     given = [*models, f"--prompts={place / 'prompts.txt'}", "--judge=counted:even_count", "--max_new_tokens=8"]
+    given += [*LPE, "--batch_size=16"]
 
     def call(out, *more):
-        code, printed, err = here(estimate.main, *given, *LPE, "--batch_size=16", f"--out={out}", *more)
+        code, printed, err = here(estimate.main, *given, f"--out={out}", *more)
         assert code == 0, err
         return place / out, printed
 
+    call.given = given
     return call
 
 
@@ -109,6 +115,10 @@ def changed_verdicts(run):
         db.execute("update verdicts set outcome = 'complied'")
 
 
+def lost_ledger(run):
+    (run / "verdicts.sqlite").unlink()
+
+
 def other_files(run):
     for name in ("run.json", "prompts.jsonl"):
         (run / name).write_text((run / name).read_text().replace("e", "a", 1))
@@ -129,6 +139,7 @@ DAMAGE = {
         ],
     ),
     "verdicts are gone": ([lost_verdicts], ["verdicts.sqlite is damaged: rows are missing, or there are too many"]),
+    "the ledger is gone": ([lost_ledger], ["verdicts.sqlite is missing"]),
 }
 
 
@@ -159,6 +170,52 @@ def test_damaged_repaired_and_continued(place, here, drawn, case):
     assert "nothing to do" in drawn(run.name, "--nofigures")[1]
 
 
+def test_verdicts_are_not_paid_for_twice(place, here, drawn):
+    """Where they were is missed before a judge is asked anything."""
+    whole, _ = drawn("whole", "--nofigures")
+    shutil.copytree(whole, place / "unpaid")
+    lost_ledger(place / "unpaid")
+    asked = len(sys.modules["counted"].asked)
+    code, _, err = here(judge.main, f"--run={place / 'unpaid'}")
+    assert code == 2 and "verdicts.sqlite is missing, and there was one" in err
+    code, _, err = here(estimate.main, *drawn.given, "--naive_check=12", "--out=unpaid", "--nofigures")
+    assert code == 2 and "verdicts.sqlite is missing, and there was one" in err
+    assert len(sys.modules["counted"].asked) == asked
+
+
+TABLES = {
+    "another number": ("estimates.csv", lambda data: data.replace(b",16,", b",96,", 1) + b"\n"),
+    "no text": ("estimates.txt", lambda data: b"\xff" + data[1:]),
+    "a line less": ("estimates.txt", lambda data: data.partition(b"\n")[2]),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_a_damaged_table_is_no_result(place, here, drawn, case):
+    """The run makes it again, and nothing else is made of it."""
+    whole, _ = drawn("whole", "--nofigures")
+    run, (name, damaged) = place / case.replace(" ", "-"), TABLES[case]
+    shutil.copytree(whole, run)
+    (run / name).write_bytes(damaged((run / name).read_bytes()))
+    if name == "estimates.csv":
+        code, _, err = here(judge.main, f"--run={run}", "--judge=counted:even_count")
+        assert code == 2 and "estimates.csv is missing or damaged: its sha256 is not the one in run.json" in err
+    _, printed = drawn(run.name, "--nofigures")
+    assert "nothing to do" not in printed and content(run) == content(whole)
+    assert "nothing to do" in drawn(run.name, "--nofigures")[1]
+
+
+def test_a_table_is_printed_and_not_obeyed(place, here, drawn):
+    """One of a folder that somebody else made, whose record has the right sha256 of it."""
+    run, _ = drawn("obeyed", "--nofigures")
+    (run / "estimates.txt").write_bytes(b"rates\n\x1b[2J\xff\n")
+    record = read_run(run)
+    record["made"]["estimates.txt"] = hashlib.sha256((run / "estimates.txt").read_bytes()).hexdigest()
+    write_record(run, record)
+    _, printed = drawn("obeyed", "--nofigures")
+    assert printed.startswith("rates\n\\x1b[2J\ufffd\n\nobeyed is finished")
+
+
 def test_a_run_is_its_owners_alone(place, drawn, monkeypatch):
     """Whatever the umask: without the program's own, the records'; and without those, the program's own."""
     umask = os.umask
@@ -180,10 +237,42 @@ def test_programs_write_for_their_user_alone(tmp_path, monkeypatch, capsys):
         os.umask(before)
 
 
+@pytest.fixture
+def two_runs(tmp_path):
+    """A folder with rollouts of two runs, which nothing mends."""
+    scenario.draw(tmp_path / "run", rows=8, finish=False)
+    other = RolloutStore(tmp_path / "run" / "rollouts", 1)
+    other.append([dataclasses.replace(scenario.rollout(3), text="another")])
+    other.flush()
+    return tmp_path / "run"
+
+
+def test_what_cannot_be_repaired_is_not_called_repaired(here, two_runs):
+    code, out, _ = here(check.main, str(two_runs), "--repair", argument="RUN")
+    assert code == 1 and "it is of two runs" in out
+    assert "\nrepaired" not in out and "nothing of it can be mended" in out
+    (two_runs / ".shared-0").touch()
+    code, out, _ = here(check.main, str(two_runs), "--repair", argument="RUN")
+    assert code == 1 and "\nrepaired, and 1 cannot be\n" in out
+
+
+def test_names_of_files_are_printed_and_not_obeyed(here, two_runs):
+    (two_runs / ".shared-\x1b[2J").touch()
+    _, out, _ = here(check.main, str(two_runs), argument="RUN")
+    assert "note: .shared-\\x1b[2J is what a crash left" in out and "\x1b" not in out
+
+
+@pytest.mark.parametrize("odd", ["--bogus", "--repair=perhaps"])
+def test_a_wrong_flag_is_no_finding(here, two_runs, odd):
+    code, _, err = here(check.main, str(two_runs), odd, argument="RUN")
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
+
+
 WRONG = {
     "none": ([], "RUN is missing"),
     "two": (["a", "b"], "unexpected argument 'b'"),
     "nowhere": (["nowhere"], "nowhere is no run folder"),
+    "a name that is too long": (["x" * 300], "File name too long"),
 }
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lpe_jax.errors import JudgeError
+from lpe_jax.errors import JudgeError, RunError
 from lpe_jax.judging import desk as desks
 from lpe_jax.judging import remembered
 from lpe_jax.judging.base import Meter, RemoteJudge, unscored
@@ -178,6 +178,55 @@ def test_what_was_answered_is_on_disk_before_it_is_known(ledger):
                 assert outcomes(another(items(f"1 {i}"))) == ["complied"] and fresh.asked == []
             assert other.spent(remembered.remembered_as("waited", False)) == (i + 1, 10 * (i + 1), 2 * (i + 1))
             other.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_disk_did_not_take_is_kept_for_the_next_time(kind, ledger, monkeypatch):
+    """A disk that is full for a moment costs the run, and no answer that was paid for."""
+    put, failing = ledger.put, 2
+
+    def fails(*given):
+        nonlocal failing
+        if failing and given[0]:
+            failing -= 1
+            raise RunError("the disk is full")
+        put(*given)
+
+    monkeypatch.setattr(ledger, "put", fails)
+    with Desk(kind(), thinking=False) as desk:
+        desk.remember(ledger)
+        for text in ("1", "0"):
+            with pytest.raises(RunError, match="the disk is full"):
+                desk(items(text))
+    again = kind()
+    with Desk(again, thinking=False) as desk:
+        desk.remember(ledger)
+        assert outcomes(desk(items("1", "0"))) == ["complied", "refused"] and again.asked == []
+
+
+def test_what_one_judge_said_is_kept_where_the_other_fails(ledger, monkeypatch):
+    """When the desk is closed each of two puts what it has on disk."""
+    put = remembered.Remembered.put
+
+    def fails(self):
+        if self.identity.startswith("called"):
+            raise RunError("the disk is full")
+        put(self)
+
+    confirm = Waited()
+    with (
+        pytest.raises(RunError, match="the disk is full"),
+        Desk(Cascade(Called(), confirm, 0.0), thinking=False) as desk,
+    ):
+        desk.remember(ledger)
+        monkeypatch.setattr(remembered, "_TOGETHER", 60.0)
+        late = desk.submit(items("1"))
+        while not confirm.asked:
+            time.sleep(0.001)
+        monkeypatch.setattr(desks, "GRACE", 0.5)
+        monkeypatch.setattr(remembered.Remembered, "put", fails)
+    assert late.exception() is not None
+    assert ledger.spent(remembered.remembered_as("waited", False)) == (1, 10, 2)
 
 
 def test_a_run_that_stops_keeps_what_is_paid_for(ledger, monkeypatch):

@@ -286,9 +286,9 @@ def test_templates_from_files(tmp_path):
     with pytest.raises(JudgeError, match="not UTF-8"):
         load_template(str(path))
     path.write_text("{prompt}{response}" * 10_000)
-    with pytest.raises(JudgeError, match="larger than"):
+    with pytest.raises(JudgeError, match=r"it has 180000 bytes, and 100000 is the most"):
         load_template(str(path))
-    for missing in (tmp_path, tmp_path / "other.txt"):
+    for missing in (tmp_path, tmp_path / "other.txt", tmp_path / ("x" * 300)):
         with pytest.raises(JudgeError, match="cannot be read"):
             load_template(str(missing))
 

@@ -13,6 +13,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from lpe_jax.errors import CheckpointError, PairError
+from lpe_jax.loading import checkpoint_stamp
 from lpe_jax.models.checkpoint import locate, open_checkpoint, verified
 from lpe_jax.models.config import read_config
 from lpe_jax.models.pair import describe_sharing, load_pair
@@ -330,3 +331,11 @@ def test_sharded_load_and_decode(tmp_path):
         [sys.executable, "-c", MESH, tmp_path / "a", tmp_path / "b"], capture_output=True, text=True, check=False
     )
     assert out.stdout.strip() == "ok", out.stderr[-2000:]
+
+
+def test_a_stamp_is_of_files_that_are_there(tmp_path):
+    """A link that leads nowhere is none: whoever loads the checkpoint says what is missing."""
+    (tmp_path / "config.json").write_text("{}")
+    before = checkpoint_stamp(str(tmp_path))
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "blobs" / "gone")
+    assert checkpoint_stamp(str(tmp_path)) == before and [name for name, *_ in before] == ["config.json"]

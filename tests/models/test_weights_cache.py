@@ -459,6 +459,25 @@ def test_a_disk_that_does_not_take_it_is_no_error(models, tmp_path, monkeypatch)
     assert not [p for p in (tmp_path / "cache" / "pairs").iterdir() if p.is_dir()]
 
 
+@pytest.mark.parametrize("what", ["checkpoints", "pairs"])
+def test_a_cache_of_somebody_else(models, tmp_path, monkeypatch, what):
+    """Who lets nobody look into it: as if nothing were there, and said."""
+    plain, cache = loaded(models), tmp_path / "cache"
+    loaded(models, cache=cache)
+    exists = Path.exists
+
+    def denied(path, **more):
+        if path.parent == cache / what:
+            raise PermissionError(13, "Permission denied", str(path))
+        return exists(path, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", denied)
+        result = loaded(models, cache=cache)
+    assert f"--weights_cache={cache} cannot be read: Permission denied" in result.notes
+    assert_same(result, plain)
+
+
 def test_weights_that_changed_on_their_way_are_not_kept(models, tmp_path, monkeypatch):
     """What is written has the hash of what was verified, or nothing is, and nothing is drawn from it."""
     from lpe_jax import loading

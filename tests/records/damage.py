@@ -94,7 +94,7 @@ def lines_changed(folder, files, rng):
 
 
 def files_gone(folder, files, rng):
-    path = rng.choice(records(files, r"(run\.json|prompts\.jsonl|manifest.*|.*\.parquet)"))
+    path = rng.choice(records(files, r"(run\.json|prompts\.jsonl|manifest.*|verdicts.*|.*\.parquet)"))
     path.unlink()
     return [path, *path.parent.glob("*.parquet")]
 

@@ -16,7 +16,8 @@ from lpe_jax.records import index as index_module
 from lpe_jax.records.ledger import Key, Ledger
 from lpe_jax.records.prompts import prompts_digest, read_prompts, write_prompts
 from lpe_jax.records.rollouts import RolloutStore
-from lpe_jax.records.run import Run, settings_hash
+from lpe_jax.records.run import Run, read_run, settings_hash
+from lpe_jax.records.shard import named_in_damaged, open_manifest
 from lpe_jax.types import Message, Outcome, Prompt, Request, Rollout, Verdict
 
 
@@ -348,6 +349,24 @@ def test_damaged_run_json(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(RunError, match=r"run\.json is damaged"):
         Run(tmp_path, {})
+
+
+@pytest.mark.parametrize("depth", [200, 975, 980, 985, 990, 100_000])
+def test_what_is_nested_without_end_is_damage(tmp_path, depth):
+    """As deep as Python reads, as it does not, and between."""
+    nested = "[" * depth + "]" * depth
+    (tmp_path / "run.json").write_text(
+        f'{{"format": 2, "status": "started", "settings": {{"x": {nested}}}, "extent": {{}}}}'
+    )
+    with pytest.raises(RunError, match=r"run\.json is damaged"):
+        read_run(tmp_path)
+    (tmp_path / "manifest.jsonl").write_text(f'{{"shard": {nested}}}\n')
+    with pytest.raises(RunError, match=r"manifest\.jsonl, line 1 is damaged"):
+        open_manifest(tmp_path / "manifest.jsonl")
+    assert named_in_damaged(tmp_path / "manifest.jsonl") == []
+    (tmp_path / "prompts.jsonl").write_text(f"{nested}\n")
+    with pytest.raises(RunError, match=r"prompts\.jsonl is damaged"):
+        read_prompts(tmp_path, "")
 
 
 def test_settings_hash():

@@ -49,6 +49,8 @@ def test_text_of_others_is_made_harmless():
     assert [spreadsheet_safe(t) for t in ("=1+1", "+1", "-1", "@x", "\tx", "x=1", "")] == [
         "'=1+1", "'+1", "'-1", "'@x", "'\tx", "x=1", "",
     ]  # fmt: skip
+    for wide in ("＝1+1", "＋1", "－1", "＠x", "﹦1", "﹢1", "﹣1", "﹫x"):
+        assert spreadsheet_safe(wide) == f"'{wide}", "a spreadsheet of East Asia takes them for the narrow ones"
 
 
 def test_widths():

@@ -1,0 +1,148 @@
+"""A run folder that somebody else made: nothing in it can have a file elsewhere read, moved or written."""
+
+import hashlib
+import os
+import shutil
+
+import pytest
+
+from lpe_jax.errors import RunError
+from lpe_jax.records.bank import BankStore
+from lpe_jax.records.check import Check, held
+from lpe_jax.records.rollouts import RolloutStore
+from lpe_jax.records.run import read_run, write_record
+from lpe_jax.records.shard import write_manifest
+from tests.records import scenario
+
+ROWS = 8
+SECRET = b"PAR1 none of the run's"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("made") / "run"
+    scenario.draw(folder, rows=ROWS)
+    scenario.judge(folder, ROWS)
+    return folder
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    """A copy of it, beside a file that is none of its own; whatever happens, that stays."""
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    shutil.copytree(made, folder)
+    elsewhere.mkdir()
+    (elsewhere / "notes.parquet").write_bytes(SECRET)
+    yield folder
+    assert [(path.name, path.read_bytes()) for path in elsewhere.iterdir()] == [("notes.parquet", SECRET)]
+
+
+def mended(folder):
+    """The findings, after a repair that leaves nothing wrong."""
+    with held(folder, to_write=True):
+        found = Check(folder)
+        found.mend()
+        assert Check(folder).well
+    return [(finding.path, finding.wrong) for finding in found.findings]
+
+
+def line(folder, **other):
+    """One of a rollout manifest, with other values."""
+    return RolloutStore(folder / "rollouts").manifests[0].lines[0] | other
+
+
+NO_SHARD = [
+    {"shard": "../../elsewhere/notes.parquet"},
+    {"shard": "/etc/hostname"},
+    {"shard": "000000.parquet/../../../elsewhere/notes.parquet"},
+    {"shard": 7},
+    {"shard": None},
+    {"sha256": 7},
+    {"rows": "4"},
+]
+
+
+@pytest.mark.parametrize("other", NO_SHARD)
+@pytest.mark.parametrize("of", ["rollouts", "bank"])
+def test_a_line_names_a_shard_of_its_own_folder(run, of, other):
+    """Whose hash is right, as whoever writes a manifest writes its hashes."""
+    path = run / of / "manifest.jsonl"
+    digest = {"sha256": hashlib.sha256(SECRET).hexdigest()}
+    write_manifest(path, [line(run) | digest | {"number": 0, "prompt_id": "p0"} | other])
+    open_store = {"rollouts": RolloutStore, "bank": lambda folder: BankStore(folder.parent)}[of]
+    with pytest.raises(RunError, match=r"manifest.jsonl, line 1 is damaged: it names no shard"):
+        open_store(run / of)
+    assert (f"{of}/manifest.jsonl", "line 1 is damaged: it names no shard of a run") in mended(run)
+
+
+@pytest.mark.parametrize(
+    "name", ["../elsewhere/notes.parquet", "/etc/hostname", "..", ".", "", "a/b", "x\0y", ".run.json", "\x1b[2Jx"]
+)
+def test_what_a_run_made_lies_in_its_folder(run, name):
+    write_record(run, read_run(run) | {"made": {name: hashlib.sha256(b"").hexdigest()}})
+    with pytest.raises(RunError, match=r"run\.json is damaged or was written by another version"):
+        read_run(run)
+    with held(run, to_write=True), pytest.raises(RunError, match="nothing tells what it is a run of"):
+        Check(run)
+
+
+@pytest.mark.parametrize("odd", [{"made": []}, {"asked": []}])
+def test_a_record_is_of_the_kinds_it_should_be(run, odd):
+    write_record(run, read_run(run) | odd)
+    with pytest.raises(RunError, match=r"run\.json is damaged or was written by another version"):
+        read_run(run)
+
+
+def test_a_table_may_say_anything(run):
+    """It is as it was written, and not what we would write."""
+    made = {}
+    for name, text in {"estimates.csv": b"prompt_id\n\xff\n", "other.csv": b"rollouts\nmany\n", "a.html": b""}.items():
+        (run / name).write_bytes(text)
+        made[name] = hashlib.sha256(text).hexdigest()
+    write_record(run, read_run(run) | {"made": made})
+    assert mended(run) == []
+
+
+@pytest.mark.parametrize("of", ["rollouts", "bank"])
+def test_nothing_is_moved_through_a_link(run, tmp_path, of):
+    shutil.move(run / of, tmp_path / "theirs")
+    (run / of).symlink_to(tmp_path / "theirs")
+    shard = next(iter(sorted((run / of).glob("*.parquet"))))
+    shard.write_bytes(b"damaged")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "theirs").iterdir()}
+    with held(run, to_write=True), pytest.raises(RunError, match="lies outside of the run folder"):
+        Check(run).mend()
+    shard.unlink()
+    del before[shard.name]
+    with held(run, to_write=True), pytest.raises(RunError, match="lies outside of the run folder"):
+        Check(run).mend()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "theirs").iterdir()} == before
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", [".lock", "rollouts/manifest.jsonl", "metrics.jsonl"])
+@pytest.mark.parametrize("odd", ["link", "link to nothing", "pipe"])
+def test_nothing_is_written_through_a_link_or_into_a_pipe(run, tmp_path, name, odd):
+    """By a run that goes on."""
+    path, elsewhere = run / name, tmp_path / "elsewhere"
+    data = path.read_bytes()
+    path.unlink()
+    if odd == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(elsewhere / "new")
+    if odd == "link":
+        (elsewhere / "new").write_bytes(data)
+    with pytest.raises(RunError, match=str(run)):
+        scenario.draw(run, rows=2 * ROWS)
+    if odd == "link":
+        assert (elsewhere / "new").read_bytes() == data
+        (elsewhere / "new").unlink()
+
+
+def test_nothing_is_moved_into_another_folder(run, tmp_path):
+    (run / "damaged").symlink_to(tmp_path / "elsewhere")
+    (run / "rollouts" / "000000.parquet").write_bytes(b"damaged")
+    with held(run, to_write=True), pytest.raises(RunError, match="lies outside of the run folder"):
+        Check(run).mend()

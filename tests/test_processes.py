@@ -164,7 +164,7 @@ def test_two_processes_draw_what_one_does(place, one):
     assert min(own) > 0 and sum(own) == len(rollouts(place / "alone")), "nothing is drawn twice"
     assert "3 prompts shared by 2 processes" in first[1] and first[1].count("process 0: [2/2]") == 1
     assert second[1].count("process 1: [1/1]") == 1 and "interval]" not in second[1]
-    names = {path.name for path in (place / "two").iterdir() if not path.name.startswith(".lock")}
+    names = {path.name for path in (place / "two").iterdir() if not path.name.startswith(".")}
     assert names - {path.name for path in (place / "alone").iterdir()} == {"verdicts-1.sqlite", "metrics-1.jsonl"}
     # As if it had not been finished.
     (place / "two" / "estimates.csv").unlink()

@@ -127,8 +127,10 @@ class Check:
 
     def _copy_aside(self, path: Path) -> None:
         target = self._place(path)
-        if path.exists():
+        if path.is_file():
             write_whole(target, read_bytes(path))
+        elif path.exists():
+            move(path, target)
 
     def _place(self, path: Path) -> Path:
         """Where what is damaged goes: under its name, or one like it that is not taken.
@@ -259,11 +261,14 @@ class Check:
             self.there.append(f"{verdicts:,} verdicts")
 
     def _mend_ledger(self, path: Path) -> None:
-        mended = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-        salvage(path, mended)
-        for file in (path, *path.parent.glob(f"{path.name}-*")):
+        mended, readable = path.with_name(f".{path.name}.tmp-{os.getpid()}"), path.is_file()
+        if readable:
+            salvage(path, mended)
+        # What is no file has nothing that stays; without its note it is not missed.
+        for file in (path, *path.parent.glob(f"{path.name}-*"), *[note_of(path)] * (not readable)):
             self._aside(file)
-        move(mended, path)
+        if readable:
+            move(mended, path)
 
     def _made(self, drawn: int) -> None:
         """Tables of a finished run, and whether its rollouts suffice for them."""
@@ -271,7 +276,11 @@ class Check:
             return
         for name, digest in self._record.get("made", {}).items():
             path = self.folder / name
-            data = read_bytes(path, None)
+            try:
+                data = read_bytes(path, None)
+            except RunError as error:
+                self._taken(path, _words(error, path), "the run makes it again", again=True)
+                continue
             if data is None:
                 self._wrong(path, "is missing", "the run makes it again", again=True)
             elif hashlib.sha256(data).hexdigest() != digest:

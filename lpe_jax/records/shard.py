@@ -48,7 +48,7 @@ def write_manifest(path: Path, lines: Iterable[Line]) -> None:
 
 def named_in_damaged(path: Path) -> list[Line]:
     """The lines of a damaged manifest that name a shard and its sha256, rightly or wrongly."""
-    return list(filter(_names_a_shard, readable_lines(path)))
+    return list(filter(_names_a_shard, readable_lines(path) if path.is_file() else []))
 
 
 def _names_a_shard(line: Line) -> bool:

@@ -177,7 +177,8 @@ def test_what_other_processes_judged_is_known(place, here, tmp_path):
     (before,) = known.execute("select count(*) from verdicts").fetchone()
     known.close()
     # The first process has judged nothing, and the third everything.
-    (tmp_path / "run" / "verdicts.sqlite").rename(tmp_path / "run" / "verdicts-2.sqlite")
+    for dot in ("", "."):
+        (tmp_path / "run" / f"{dot}verdicts.sqlite").rename(tmp_path / "run" / f"{dot}verdicts-2.sqlite")
     asked = sys.modules["lengths"].asked
     so_far = len(asked)
     code, out, err = here(f"--run={tmp_path / 'run'}")

@@ -9,6 +9,7 @@ import pytest
 from lpe_jax.errors import RunError
 from lpe_jax.records.bank import BankStore
 from lpe_jax.records.check import Check, held
+from lpe_jax.records.ledger import NAME as LEDGER
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.records.run import read_run, write_record
 from lpe_jax.records.shard import write_manifest
@@ -118,6 +119,23 @@ def test_nothing_is_moved_through_a_link(run, tmp_path, of):
     with held(run, to_write=True), pytest.raises(RunError, match="lies outside of the run folder"):
         Check(run).mend()
     assert {path.name: path.read_bytes() for path in (tmp_path / "theirs").iterdir()} == before
+
+
+FILES = ["run.json", "prompts.jsonl", "estimates.csv", "rollouts/manifest.jsonl", "rollouts/000000.parquet", LEDGER]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_mended_like_what_is_damaged(run, name, make):
+    (run / name).unlink()
+    make(run / name)
+    assert name in [path for path, _ in mended(run)]
+    assert (run / "damaged" / name).exists()
+    scenario.draw(run, rows=ROWS)
+    scenario.judge(run, ROWS)
+    with held(run, to_write=False):
+        assert Check(run).findings == []
 
 
 @pytest.mark.timeout(20)

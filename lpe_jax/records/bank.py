@@ -138,24 +138,18 @@ class BankStore:
         return from_table(read_shard(self.folder, self.entries[number], self._named_in[number]))
 
     def _take(self, own: Chain, entry: dict[str, Any]) -> None:
-        number = _number(entry["shard"])
-        self.entries[number], self._named_in[number] = entry, own.path.name
+        self.entries[entry["number"]], self._named_in[entry["number"]] = entry, own.path.name
 
 
 def about(name: str, table: pa.Table) -> dict[str, Any]:
     """What a line of the manifest says of a shard besides its sha256."""
     return {
         "shard": name,
-        "number": _number(name),
+        "number": int(name.partition(".")[0]),
         "prompt_id": json.loads(table.schema.metadata[_META])["prompt_id"],
         "rows": table.num_rows,
         "rollouts": int(pc.sum(table.column("count")).as_py() or 0),
     }
-
-
-def _number(name: str) -> int:
-    """Of the prompt that a shard with this file name is of."""
-    return int(name.partition(".")[0])
 
 
 def to_table(shard: Shard) -> pa.Table:

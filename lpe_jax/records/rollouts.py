@@ -135,7 +135,13 @@ class RolloutStore:
 
 
 def about(name: str, table: pa.Table) -> dict[str, Any]:
-    """What a line of the manifest says of a shard besides its sha256."""
+    """What a line of the manifest says of a shard besides its sha256.
+
+    Raises:
+      ValueError: it is a table of something else.
+    """
+    if not table.schema.equals(SCHEMA):
+        raise ValueError(f"{name} holds no rollouts")
     return {"shard": name, "rows": table.num_rows}
 
 

@@ -85,6 +85,9 @@ def read_shard(folder: Path, entry: Mapping[str, Any], manifest: str, columns: S
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise RunError(f"{path} is damaged: its sha256 is not the one in {manifest}; {CURE}")
     source, words = pa.BufferReader(data), [] if columns is None else columns
-    file = pq.ParquetFile(source, page_checksum_verification=True, read_dictionary=words)
-    # Threads do not pay for so little, and what they allocate is not given back.
-    return file.read(columns=columns, use_threads=False)
+    try:
+        file = pq.ParquetFile(source, page_checksum_verification=True, read_dictionary=words)
+        # Threads do not pay for so little, and what they allocate is not given back.
+        return file.read(columns=columns, use_threads=False)
+    except pa.ArrowException:
+        raise RunError(f"{path} is no shard, as {manifest} has it; {CURE}") from None

@@ -52,11 +52,14 @@ def survey(folder: Path, about: Callable[[str, pa.Table], dict[str, Any]]) -> Su
         for entry in entries:
             name = entry["shard"]
             try:
-                table = read_shard(folder, entry, path.name)
+                said = about(name, read_shard(folder, entry, path.name))
             except RunError as error:
                 bad[name] = path.name, error
+            except (KeyError, TypeError, ValueError):
+                # Its hash is right, and it is none of ours.
+                bad[name] = path.name, RunError(f"{folder / name} is no such shard, as {path.name} has it")
             else:
-                kept[name] = path.name, about(name, table) | {"sha256": entry["sha256"]}
+                kept[name] = path.name, said | {"sha256": entry["sha256"]}
     # A damaged line may name a shard that another line names rightly.
     bad = {name: found for name, found in bad.items() if name not in kept}
     unnamed = {path.name for path in folder.glob("*.parquet")} - kept.keys() - bad.keys()

@@ -4,6 +4,8 @@ import hashlib
 import os
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lpe_jax.errors import RunError
@@ -12,7 +14,7 @@ from lpe_jax.records.check import Check, held
 from lpe_jax.records.ledger import NAME as LEDGER
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.records.run import read_run, write_record
-from lpe_jax.records.shard import write_manifest
+from lpe_jax.records.shard import open_manifest, write_manifest
 from tests.records import scenario
 
 ROWS = 8
@@ -75,6 +77,21 @@ def test_a_line_names_a_shard_of_its_own_folder(run, of, other):
     with pytest.raises(RunError, match=r"manifest.jsonl, line 1 is damaged: it names no shard"):
         open_store(run / of)
     assert (f"{of}/manifest.jsonl", "line 1 is damaged: it names no shard of a run") in mended(run)
+
+
+@pytest.mark.parametrize("of", ["rollouts", "bank"])
+@pytest.mark.parametrize("name", ["000009.parquet", "000009-1.parquet"])
+@pytest.mark.parametrize("content", ["no table", "another table"])
+def test_a_shard_with_the_right_hash_may_be_anything(run, of, name, content):
+    path = run / of / name
+    if content == "no table":
+        path.write_bytes(SECRET)
+    else:
+        pq.write_table(pa.table({"x": [1]}), path)
+    manifest = open_manifest(run / of / "manifest.jsonl")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest.append({"shard": name, "sha256": digest, "rows": 1, "number": 9, "prompt_id": "p0"})
+    assert f"{of}/{name}" in [found for found, _ in mended(run)]
 
 
 @pytest.mark.parametrize(

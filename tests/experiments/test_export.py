@@ -142,7 +142,7 @@ def test_what_cannot_be_exported_is_said(place, tmp_path):
             export.run(place / run, place / out, "csv", export.Sample())
     (tmp_path / "run").mkdir()
     for path in (place / "one").iterdir():
-        if path.name != "verdicts.sqlite":
+        if not path.name.endswith("verdicts.sqlite"):
             (tmp_path / "run" / path.name).symlink_to(path)
     with pytest.raises(RunError, match=r"none of the verdicts .* experiments\.judge"):
         export.run(tmp_path / "run", tmp_path / "x.csv", "csv", export.Sample())

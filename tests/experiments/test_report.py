@@ -17,6 +17,7 @@ from experiments import estimate, launch
 from lpe_jax import report
 from lpe_jax.errors import RunError, UserError
 from lpe_jax.records.check import Check
+from lpe_jax.records.run import read_run, write_record
 from lpe_jax.reporting.report import Options
 from tests.helpers import save_hf_pair
 
@@ -151,6 +152,12 @@ def test_a_table_that_says_otherwise_is_seen(place, tmp_path):
     cells = table[1].split(",")
     cells[1] = "0.123"
     (folder / "estimates.csv").write_text("\n".join([table[0], ",".join(cells), *table[2:]]) + "\n")
+    with pytest.raises(RunError, match="its sha256 is not the one in run.json"):
+        make([folder], tmp_path / "out.html")
+    # As another version of this package may have made it.
+    record = read_run(folder)
+    record["made"]["estimates.csv"] = hashlib.sha256((folder / "estimates.csv").read_bytes()).hexdigest()
+    write_record(folder, record)
     assert "1 of 2 prompts have other numbers" in " ".join(make([folder], tmp_path / "out.html").split())
 
 

@@ -16,6 +16,7 @@ from lpe_jax.types import Message, Outcome, Prompt, Request, Rollout, Verdict
 PROMPTS = [Prompt(f"p{i}", (Message("user", f"fold boat {i}"),), "crafts") for i in range(3)]
 JUDGE = "lengths;thinking=False"
 ASKED = {"prompt_texts": prompts_digest(PROMPTS)}
+EXTENT = {"places": {prompt.id: number for number, prompt in enumerate(PROMPTS)}}
 TABLE = "prompt_id,rollouts\np0,1\n"
 
 
@@ -65,8 +66,7 @@ def draw(folder, *, rows=24, each=4, part=0, bank=True, finish=True, commit=lamb
     Args:
       commit: told what is on disk for good.
     """
-    extent = {"places": {prompt.id: number for number, prompt in enumerate(PROMPTS)}}
-    with Run(folder, {"seed": 0, "procedure": {}}, extent, ASKED, "--seed=0\n", part) as run:
+    with Run(folder, {"seed": 0, "procedure": {}}, EXTENT, ASKED, "--seed=0\n", part) as run:
         commit(record=True)
         write_prompts(folder, PROMPTS)
         store = RolloutStore(folder / "rollouts", part)

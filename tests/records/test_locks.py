@@ -33,7 +33,7 @@ def failing(request, monkeypatch):
 def test_a_folder_without_locks_is_in_use_by_nobody(run, failing):
     said = f"cannot be locked: {failing}"
     with pytest.raises(RunError, match=said):
-        Run(run, {"seed": 0, "procedure": {}}, asked=scenario.ASKED)
+        Run(run, {"seed": 0, "procedure": {}}, scenario.EXTENT, scenario.ASKED)
     with pytest.raises(RunError, match=said), held(run, to_write=True):
         pass
     with held(run, to_write=False):
@@ -41,9 +41,9 @@ def test_a_folder_without_locks_is_in_use_by_nobody(run, failing):
 
 
 def test_a_folder_that_is_in_use(run):
-    with Run(run, {"seed": 0, "procedure": {}}, asked=scenario.ASKED):
+    with Run(run, {"seed": 0, "procedure": {}}, scenario.EXTENT, scenario.ASKED):
         for to_write in (False, True):
             with pytest.raises(RunError, match="in use by another process"), held(run, to_write=to_write):
                 pass
         with pytest.raises(RunError, match="in use by another process"):
-            Run(run, {"seed": 0, "procedure": {}}, asked=scenario.ASKED)
+            Run(run, {"seed": 0, "procedure": {}}, scenario.EXTENT, scenario.ASKED)

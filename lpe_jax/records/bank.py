@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from lpe_jax.errors import RunError
 from lpe_jax.records.chain import Chain
-from lpe_jax.records.files import part_files, part_name
+from lpe_jax.records.files import CURE, part_files, part_name
 from lpe_jax.records.run import read_run
 from lpe_jax.records.shard import MANIFEST, open_manifest, read_shard, write_shard
 from lpe_jax.types import Bank, Outcome
@@ -110,6 +110,8 @@ class BankStore:
         self._named_in: dict[int, str] = {}
         for own in self.manifests.values():
             for entry in own.lines:
+                if type(entry.get("number")) is not int or not isinstance(entry.get("prompt_id"), str):
+                    raise RunError(f"{own.path} is damaged: a line does not say which prompt its shard is of; {CURE}")
                 self._take(own, entry)
 
     def written(self, part: int) -> int:

@@ -181,3 +181,12 @@ def test_nothing_is_moved_into_another_folder(run, tmp_path):
     (run / "rollouts" / "000000.parquet").write_bytes(b"damaged")
     with held(run, to_write=True), pytest.raises(RunError, match="lies outside of the run folder"):
         Check(run).mend()
+
+
+@pytest.mark.parametrize("odd", [{"number": None}, {"number": "0"}, {"number": True}, {"prompt_id": 3}])
+def test_a_line_of_a_bank_says_which_prompt_it_is_of(run, odd):
+    manifest = run / "bank" / "manifest.jsonl"
+    lines = [entry | odd for entry in open_manifest(manifest).lines]
+    write_manifest(manifest, lines)
+    with pytest.raises(RunError, match="does not say which prompt its shard is of"):
+        BankStore(run)

@@ -23,6 +23,7 @@ flags.DEFINE_boolean("repair", False, "Mend what can be mended.")
 
 def main(run: str) -> None:
     from lpe_jax.records.check import Check, held
+    from lpe_jax.records.run import read_run
     from lpe_jax.reporting.text import printable
 
     folder = Path(run)
@@ -41,6 +42,8 @@ def main(run: str) -> None:
             then = "; the command that began the run goes on with it" if again else ""
             print(f"repaired{left}{then}" if curable else "nothing of it can be mended")
     said = f"{found.wrong} wrong" if found.wrong else "all is well"
+    if found.well and read_run(folder)["status"] != "finished":
+        said += "; the run is not finished, and the command that began it goes on with it"
     print(printable(f"{folder}: {', '.join(found.there) or 'nothing drawn yet'}: {said}"))
     sys.exit(1 if found.wrong else 0)
 

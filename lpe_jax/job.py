@@ -114,7 +114,7 @@ def run(
             _run(job, folder, prompts, judge, desk, asked, flagfile, (figure_formats, report), processes, notice)
         processes.end()
     if processes.first:
-        print(f"\nfinished in {time.monotonic() - began:.0f} s; see {folder}")
+        print(f"\nfinished in {time.monotonic() - began:.0f} s; see {folder} and {page.NAME} in it")
     return folder
 
 
@@ -227,6 +227,10 @@ def is_finished(folder: Path, asked: Mapping[str, Any]) -> bool:
 
 def _warnings(job: Job, sampling: SamplingSettings) -> list[str]:
     found = []
+    if job.folder is not None and job.prompts is not None:
+        found.append("warning: these are the tiny models of a made-up world, which know no other words; see --original")
+    if job.folder is not None and job.judge_name != "tiny":
+        found.append("note: a tiny world's own judge is --judge=tiny; others do not know what its words mean")
     if sampling.truncates:
         found.append("--top_k or --top_p truncates: importance weights of these rollouts mean nothing")
     if job.method == "lpe" and not job.sums:

@@ -110,7 +110,9 @@ def path_svg(result: PromptResult) -> str:
 
 
 def strip_svg(result: PromptResult, lowest: float) -> str:
-    """An estimate and its interval on a short axis of rates that all prompts of a table share; truth is a tick."""
+    """An estimate and its interval on a short axis of rates that all prompts of a table share; truth is a tick. An
+    interval that goes on below the axis ends in an arrowhead.
+    """
     estimate, width, height = result.estimate, 132, 18
     point, low, high = (float(getattr(estimate, name)) for name in ("log10_rate", "low", "high"))
 
@@ -119,6 +121,8 @@ def strip_svg(result: PromptResult, lowest: float) -> str:
 
     kind = "" if bool(estimate.identified) else " doubt"
     parts = [f'<path class="whisker{kind}" d="M{_n(at(low))} 9H{_n(at(high))}"/>']
+    if low < lowest:
+        parts.append(f'<path class="whisker{kind}" d="M5 5L1 9L5 13"/>')
     if result.truth is not None and math.isfinite(result.truth[0]):
         parts.append(f'<path class="truthtick" d="M{_n(at(result.truth[0]))} 2V16"/>')
     if point > -math.inf:

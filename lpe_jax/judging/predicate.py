@@ -233,7 +233,10 @@ def load_predicate(
     """
     spec = f"{module_name}:{attribute}"
     if not all(name.isidentifier() for name in f"{module_name}.{attribute}".split(".")):
-        raise JudgeError(f'judge {spec!r}: write "module:function", both as Python names')
+        raise JudgeError(
+            f'judge {spec!r}: write "module:function", both as Python names; openai:MODEL, '
+            "http://HOST/v1#MODEL, jax:CHECKPOINT and phrases:LIST are spelt so"
+        )
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a module runs as it is imported and may raise anything

@@ -254,10 +254,18 @@ def versions() -> dict[str, str]:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], where: str, elsewhere: str) -> str:
-    """Settings that are not the same, with both values, in words; empty where all are."""
-    differing = sorted(k for k in one.keys() | other.keys() if one.get(k) != other.get(k))
-    both = [(k, _short(one.get(k)), _short(other.get(k))) for k in differing]
-    return ", ".join(f"{k} ({where} {a}, {elsewhere} {b})" for k, a, b in both)
+    """Settings that are not the same, with both values, in words; empty where all are. Of one that holds settings
+    itself those that differ are named, as sampling.temperature, unless it holds others.
+    """
+    found = []
+    for name in sorted(k for k in one.keys() | other.keys() if one.get(k) != other.get(k)):
+        a, b = one.get(name), other.get(name)
+        if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+            named = {f"{name}.{key}": (a[key], b[key]) for key in sorted(a) if a[key] != b[key]}
+        else:
+            named = {name: (a, b)}
+        found += [f"{k} ({where} {_short(x)}, {elsewhere} {_short(y)})" for k, (x, y) in named.items()]
+    return ", ".join(found)
 
 
 def less(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -318,6 +318,18 @@ def test_run_folder_belongs_to_its_settings(tmp_path):
         Run(folder, settings | {"seed": 1, "judge": "tiny"})
 
 
+def test_of_nested_settings_what_differs_is_named(tmp_path):
+    """And nothing that is alike, which may be long."""
+    settings = {"sampling": {"temperature": 1.0, "words": "x" * 100}, "procedure": {"clip": True}}
+    Run(tmp_path / "run", settings).close()
+    other = {"sampling": settings["sampling"] | {"temperature": 0.7}, "procedure": {"batch": 20}}
+    with pytest.raises(RunError) as caught:
+        Run(tmp_path / "run", other)
+    said = str(caught.value)
+    assert "sampling.temperature (there 1.0, now 0.7)" in said and "xxx" not in said
+    assert 'procedure (there {"clip": true}, now {"batch": 20})' in said
+
+
 def test_a_worker_that_outlives_the_first_process_keeps_others_out(tmp_path):
     """Its command is over, and it still writes."""
     with Run(tmp_path / "run", {"seed": 1}):

@@ -188,7 +188,8 @@ def test_a_run_that_is_told_to_end_keeps_what_it_has(place, judge, slow):
     kept = rollouts(place / f"stopped-{judge}")
     now = json.loads((place / f"stopped-{judge}" / "status.json").read_text())
     assert now["state"] == "stopped" and now["rollouts"] >= now["judged"] > 0 and now["prompts_done"] == 0
-    assert 0 < len(kept) < 600 and not (place / f"stopped-{judge}" / "estimates.csv").exists()
+    # All may be drawn by then where the judge is late; none of it is lost, and the run is not finished.
+    assert 0 < len(kept) <= 600 and not (place / f"stopped-{judge}" / "estimates.csv").exists()
     again = start(place, "estimate", *flags)
     out, err = again.communicate(timeout=120)
     assert again.returncode == 0, err

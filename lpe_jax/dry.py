@@ -7,7 +7,6 @@ are replayed, and what they settle is not counted.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +32,7 @@ from lpe_jax.records.files import part_files
 from lpe_jax.records.index import Index
 from lpe_jax.records.ledger import NAME, Ledger, logs_of, spent_in
 from lpe_jax.records.rollouts import FOLDER, RolloutStore
-from lpe_jax.records.run import read_run, settings_hash
+from lpe_jax.records.run import METRICS, metrics, read_run, settings_hash
 from lpe_jax.reporting.bill import (
     ALPHA_BYTES,
     CHARACTERS,
@@ -319,13 +318,6 @@ def _input_tokens(judge: RubricJudge, prompt: str, characters: int) -> float:
 
 def _drawn_at(folder: Path) -> float | None:
     """Tokens a second at which a run was drawn so far."""
-    tokens = seconds = 0.0
-    path = folder / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            event = json.loads(line)
-            if event.get("event") == "batch":
-                tokens, seconds = tokens + event["tokens"], seconds + event["seconds"]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # a torn line, and no record
+    batches = [event for event in metrics(folder / METRICS) if event.get("event") == "batch"]
+    tokens, seconds = (sum(batch[name] for batch in batches) for name in ("tokens", "seconds"))
     return tokens / seconds if seconds > 0 and tokens > 0 else None

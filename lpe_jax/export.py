@@ -19,12 +19,15 @@ from tqdm import tqdm
 
 from lpe_jax import live
 from lpe_jax.errors import RunError
+from lpe_jax.recall import Recall
 from lpe_jax.records.check import held
-from lpe_jax.records.files import part_files, whole_file
-from lpe_jax.records.ledger import NAME, Ledger
+from lpe_jax.records.files import read_bytes, whole_file
+from lpe_jax.records.ledger import NAME
+from lpe_jax.records.lookup import Lookup
+from lpe_jax.reporting import table
+from lpe_jax.reporting.columns import rows_of
 from lpe_jax.reporting.text import printable, spreadsheet_safe
 from lpe_jax.stored import AT_ONCE, Stored, open_stored
-from lpe_jax.told import Told
 from lpe_jax.types import Outcome, Prompt, Rollout, Verdict
 
 SCHEMA = pa.schema(
@@ -85,11 +88,8 @@ class Exported:
 
     def estimates(self) -> list[dict[str, str]]:
         """The rows of the run's table; none if it has none yet."""
-        path = self.stored.folder / "estimates.csv"
-        if not path.is_file():
-            return []
-        with open(path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        path = self.stored.folder / table.CSV
+        return rows_of(read_bytes(path), path)
 
 
 def run(folder: Path, out: Path, kind: str, sample: Sample) -> None:
@@ -107,28 +107,24 @@ def run(folder: Path, out: Path, kind: str, sample: Sample) -> None:
         stored = open_stored(folder)
         if not len(stored.index):
             raise RunError(f"--run={folder} has no rollouts yet")
-        ledger = Ledger(folder / NAME)
-        try:
-            ledger.learn(other for part, other in part_files(folder / NAME).items() if part)
-            exported = _of(stored, Told(stored, ledger), sample)
+        with Lookup(folder) as lookup:
+            exported = _of(stored, Recall(stored.record, lookup), sample)
             with whole_file(out) as path:
                 write(exported, path)
-        finally:
-            ledger.close()
     if stored.record["status"] != "finished":
         print("note: the run is not finished; this is of what it has drawn so far")
     left = "" if len(exported.places) == exported.total else f" of {exported.total:,}"
     print(f"{len(exported.places):,}{left} rollouts of {len(stored.prompts)} prompts written to {out}")
 
 
-def _of(stored: Stored, told: Told, sample: Sample) -> Exported:
+def _of(stored: Stored, said: Recall, sample: Sample) -> Exported:
     """Goes over all rollouts once, for what there is and which of it is asked for."""
     outcome = np.full(stored.index.total, -1, np.int8)
     with tqdm(total=len(stored.index), unit=" rollouts", disable=None, leave=False) as bar:
         for places, items in stored.items():
-            outcome[places] = [_OUTCOMES.index(verdict.outcome) for verdict in told(items)]
+            outcome[places] = [_OUTCOMES.index(verdict.outcome) for verdict in said(items)]
             bar.update(len(places))
-    if not told.kept:
+    if not said.kept:
         raise RunError(
             f"{stored.folder / NAME} has none of the verdicts that this run was made with, or has them from another "
             f"version of lpe_jax; python -m experiments.judge --run={stored.folder} puts them there"
@@ -139,13 +135,13 @@ def _of(stored: Stored, told: Told, sample: Sample) -> Exported:
         own = totals[prompt.id] = {}
         for alpha in np.unique(alphas).tolist():
             here = places[alphas == alpha]
-            said = outcome[here]
-            own[alpha] = {o: int(np.sum(said == i)) for i, o in enumerate(_OUTCOMES)}
-            hit = said == _OUTCOMES.index(Outcome.COMPLIED)
+            found = outcome[here]
+            own[alpha] = {o: int(np.sum(found == i)) for i, o in enumerate(_OUTCOMES)}
+            hit = found == _OUTCOMES.index(Outcome.COMPLIED)
             pick = functools.partial(_some, name=(stored.settings["seed"], prompt.id, alpha))
             chosen += [pick(here[hit], sample.hits), pick(here[~hit], sample.others)]
     places = np.sort(np.concatenate(chosen))
-    return Exported(stored, totals, places, functools.partial(_judged, stored, told, places))
+    return Exported(stored, totals, places, functools.partial(_judged, stored, said, places))
 
 
 def _some(places: np.ndarray, most: int | None, name: tuple) -> np.ndarray:
@@ -156,12 +152,12 @@ def _some(places: np.ndarray, most: int | None, name: tuple) -> np.ndarray:
     return np.random.default_rng(int.from_bytes(digest, "little")).choice(np.sort(places), most, replace=False)
 
 
-def _judged(stored: Stored, told: Told, places: np.ndarray) -> Iterator[Judged]:
+def _judged(stored: Stored, said: Recall, places: np.ndarray) -> Iterator[Judged]:
     by_id = {prompt.id: prompt for prompt in stored.prompts}
     for begin in range(0, len(places), AT_ONCE):
         rollouts = stored.index.fetch(places[begin : begin + AT_ONCE])
         prompts = [by_id[rollout.prompt_id] for rollout in rollouts]
-        verdicts = told([live.item_of(p, r) for p, r in zip(prompts, rollouts, strict=True)])
+        verdicts = said([live.item_of(p, r) for p, r in zip(prompts, rollouts, strict=True)])
         yield from zip(prompts, rollouts, verdicts, strict=True)
 
 

@@ -23,8 +23,10 @@ from lpe_jax.judging.desk import Desk
 from lpe_jax.models.pair import describe_sharing
 from lpe_jax.preemption import Notice
 from lpe_jax.processes import ALONE, Processes
+from lpe_jax.recall import Recall
 from lpe_jax.records.files import write_whole
 from lpe_jax.records.ledger import spent_in
+from lpe_jax.records.lookup import Lookup
 from lpe_jax.records.prompts import write_prompts
 from lpe_jax.records.run import check_folder, more, read_made, read_run, settings_hash
 from lpe_jax.reporting import figures, table
@@ -36,7 +38,6 @@ from lpe_jax.types import Prompt
 
 # Of 200, in an order in which any first few span all rates.
 EMBEDDED_LIMIT = 16
-TABLE, CSV = "estimates.txt", "estimates.csv"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ def run(
     folder, finished = processes.follow(folder, processes.first and not job.verify and is_finished(folder, asked))
     if finished:
         if processes.first:
-            print(printable_lines((folder / TABLE).read_bytes()), end="")
+            print(printable_lines((folder / table.TEXT).read_bytes()), end="")
             print(f"\n{folder} is finished: nothing to do. Another --seed or --out draws anew.")
         return folder
 
@@ -200,8 +201,8 @@ def _run(
         order = {prompt.id: i for i, prompt in enumerate(prompts)}
         results.sort(key=lambda result: order[result.prompt_id])
         text = table.terminal_table(results) + "\n"
-        table.write_csv(table.estimates_rows(results), folder / CSV)
-        write_whole(folder / TABLE, text)
+        table.write_csv(table.estimates_rows(results), folder / table.CSV)
+        write_whole(folder / table.TEXT, text)
         progress.say("\n" + text.rstrip("\n"))
         phases = phases_of([*(finished for finished, _ in found), *checks.values()])
         cost = judging_words(desk, spent_in(folder), job.judge_settings)
@@ -213,16 +214,22 @@ def _run(
         figures.draw_all(results, folder / "figures", formats)
         if reasons := page.reasons_of(results):
             opened.metric(event=page.UNSCORED, reasons=reasons)
-        page.write_finished(folder, opened.record, prompts, drawing.store(), results, phases, options)
+        # All but for saying so.
+        finished, index = opened.record | {"status": "finished"}, drawing.store().index()
+        with Lookup(folder) as lookup:
+            said = Recall(finished, lookup)
+            contents = page.contents_of(folder, finished, prompts, index, said, results, phases, options)
+        page.write_page([contents], folder / page.NAME, options)
         opened.metric(event="finished", seconds=round(time.monotonic() - began, 1))
-        opened.finish(CSV, TABLE)
+        opened.finish(table.CSV, table.TEXT)
 
 
 def is_finished(folder: Path, asked: Mapping[str, Any]) -> bool:
     """Whether the folder has all that a job that was asked for so gives."""
     record = read_run(folder)
     whole = record is not None and record["status"] == "finished" and record.get("asked") == asked
-    return whole and all(read_made(folder, record, name) is not None for name in {TABLE, CSV, *record.get("made", {})})
+    made = {table.TEXT, table.CSV, *record.get("made", {})} if whole else ()
+    return whole and all(read_made(folder, record, name) is not None for name in made)
 
 
 def _warnings(job: Job, sampling: SamplingSettings) -> list[str]:

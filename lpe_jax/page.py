@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import io
-import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lpe_jax.errors import RunError
 from lpe_jax.recall import Recall, some_of
 from lpe_jax.records.files import part_files, read_bytes, write_whole
+from lpe_jax.records.index import Index
 from lpe_jax.records.ledger import spent_in
-from lpe_jax.records.lookup import Lookup
-from lpe_jax.records.rollouts import RolloutStore
+from lpe_jax.records.run import METRICS, metrics
+from lpe_jax.reporting.columns import rows_of
 from lpe_jax.reporting.html import render
 from lpe_jax.reporting.report import LONGEST, Options, RunContents
-from lpe_jax.reporting.table import PromptResult, estimates_rows
+from lpe_jax.reporting.table import CSV, PromptResult, estimates_rows
 from lpe_jax.types import Prompt
 
 NAME = "report.html"
-TABLE = "estimates.csv"
 # The line of metrics.jsonl that says why rollouts went unscored: the ledger knows of replies alone.
 UNSCORED = "unscored"
 _NUMBERS = ("rate", "low", "high", "rollouts", "complied", "refused", "unscored")
-_HASHED = (TABLE, "prompts.jsonl")
+_HASHED = (CSV, "prompts.jsonl")
 
 
 def contents_of(
     folder: Path,
     record: Mapping[str, Any],
     prompts: Sequence[Prompt],
-    store: RolloutStore,
+    index: Index,
+    said: Recall,
     results: Sequence[PromptResult],
     phases: Mapping[tuple[str, str | None], int],
     options: Options,
@@ -45,6 +42,7 @@ def contents_of(
 
     Args:
       record: its run.json, as of when it is finished.
+      index: where its rollouts are; said: what its judge said of them.
       results: of all prompts.
       phases: what two judges in a row said, empty with one.
 
@@ -64,15 +62,12 @@ def contents_of(
     seconds, reasons = _measured(folder)
     if reasons is None:
         reasons = reasons_of(results)
-    with Lookup(folder) as lookup:
-        said, index = Recall(record, lookup), store.index()
-        shown = {prompt.id: some_of(prompt, index, said, options.rollouts, LONGEST) for prompt in prompts}
     return RunContents(
         name=folder.resolve().name,
         record=record,
         results=results,
         prompts={prompt.id: prompt for prompt in prompts},
-        shown=shown,
+        shown={prompt.id: some_of(prompt, index, said, options.rollouts, LONGEST) for prompt in prompts},
         phases=phases,
         spent=spent_in(folder),
         seconds=seconds,
@@ -96,20 +91,6 @@ def write_page(runs: Sequence[RunContents], path: Path, options: Options) -> Non
     write_whole(path, render(runs, options))
 
 
-def write_finished(
-    folder: Path,
-    record: Mapping[str, Any],
-    prompts: Sequence[Prompt],
-    store: RolloutStore,
-    results: Sequence[PromptResult],
-    phases: Mapping[tuple[str, str | None], int],
-    options: Options,
-) -> None:
-    """Writes the report of a run that is finished but for saying so, into its folder; arguments as of contents_of."""
-    contents = contents_of(folder, {**record, "status": "finished"}, prompts, store, results, phases, options)
-    write_page([contents], folder / NAME, options)
-
-
 def reasons_of(results: Sequence[PromptResult]) -> dict[str, int]:
     """Why rollouts of any prompt went unscored, and how many."""
     return dict(sum((Counter(result.reasons) for result in results), Counter()))
@@ -127,31 +108,17 @@ def _own_rows(folder: Path) -> dict[str, dict[str, str]]:
 
     Ids there are as a spreadsheet takes them; those that this changes are not found, and their notes made anew.
     """
-    data = read_bytes(folder / TABLE, None)
-    if data is None:
-        return {}
-    try:
-        return {row["prompt_id"]: row for row in csv.DictReader(io.StringIO(data.decode("utf-8")))}
-    except (UnicodeDecodeError, csv.Error, KeyError) as error:
-        raise RunError(f"{folder / TABLE} cannot be read as a table of rates: {error}") from None
+    path = folder / CSV
+    return {row["prompt_id"]: row for row in rows_of(read_bytes(path), path) if row.get("prompt_id")}
 
 
 def _measured(folder: Path) -> tuple[float, Mapping[str, int] | None]:
     """Seconds of drawing, and why rollouts went unscored where that was written down."""
     seconds, reasons = 0.0, None
-    for event in _events(folder):
-        if event.get("event") == "batch":
-            seconds += event["seconds"]
-        if event.get("event") == UNSCORED:
-            reasons = event["reasons"]
+    for path in part_files(folder / METRICS).values():
+        for event in metrics(path):
+            if event.get("event") == "batch":
+                seconds += event["seconds"]
+            if event.get("event") == UNSCORED:
+                reasons = event["reasons"]
     return seconds, reasons
-
-
-def _events(folder: Path) -> Iterator[dict[str, Any]]:
-    for path in part_files(folder / "metrics.jsonl").values():
-        for line in read_bytes(path).splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:
-                # Torn by a crash: timings are no results.
-                continue

@@ -42,12 +42,10 @@ START_SECONDS = 300
 # Network file systems may show what another machine wrote only so much later.
 _PATIENCE_SECONDS = 60.0
 _TOKEN = ".shared-"
-# Where a process that has been told to end says so, and how often the others look.
+# Where a process that has been told to end says so, and how many seconds there are for it.
 _STOP = "lpe_jax/stop/"
 # The first ends so much later than the others.
 _FIRST_SECONDS = 2.0
-# Seconds that the first waits for the others when it ends; less than for ever where the run is told to end.
-_patience_at_the_end: list[float | None] = [None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,16 +210,11 @@ class Processes:
             return Notice(grace)
 
         def tell() -> None:
-            _patience_at_the_end[0] = grace
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # told before, or nobody is left to tell
-                _client().key_value_set(f"{_STOP}{self.index}", "1")
+                _client().key_value_set(f"{_STOP}{self.index}", str(grace))
 
         def heard() -> bool:
-            with contextlib.suppress(jax.errors.JaxRuntimeError):  # what it is will be seen where it is waited for
-                if _client().key_value_dir_get(_STOP):
-                    _patience_at_the_end[0] = grace
-                    return True
-            return False
+            return _told_to_stop() is not None
 
         # The first holds the line that the others talk by, and is to be the last.
         return Notice(grace if self.first else max(grace - _FIRST_SECONDS, grace / 2), tell, heard)
@@ -321,19 +314,27 @@ def _leave(processes: Processes) -> None:
                 pass
             jax.distributed.shutdown()
 
-    if _patience_at_the_end[0] is None:
+    if (grace := _told_to_stop()) is None:
         with contextlib.suppress(KeyboardInterrupt):
             leave()
         return
     waiting = threading.Thread(target=leave, daemon=True)
     waiting.start()
     with contextlib.suppress(KeyboardInterrupt):
-        waiting.join(_patience_at_the_end[0])
+        waiting.join(grace)
     if waiting.is_alive():
         # JAX's own end would wait for them too.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(EXIT_STATUS)
+
+
+def _told_to_stop() -> float | None:
+    """The grace, in seconds, if any process of the run has been told to end."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # what it is will be seen where it is waited for
+        for _, grace in _client().key_value_dir_get(_STOP):
+            return float(grace)
+    return None
 
 
 def _client() -> Any:

@@ -1,4 +1,4 @@
-"""What a run's own judge said of its rollouts, looked up without the judge, and some of them to be shown."""
+"""What a run's own judge said of its rollouts, from its ledgers alone: no judge is made, and nothing is asked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lpe_jax.judging.cascade import audited, joined, parse
 from lpe_jax.judging.desk import Item
 from lpe_jax.judging.remembered import remembered_as
 from lpe_jax.records.index import Index
-from lpe_jax.records.ledger import Key
+from lpe_jax.records.ledger import Key, Ledger
 from lpe_jax.records.lookup import Lookup
 from lpe_jax.reporting.report import Shown
 from lpe_jax.types import Outcome, Prompt, Verdict
@@ -28,13 +28,18 @@ class Recall:
     """Verdicts as the run had them, by what its record says of its judge.
 
     A judge that failed left nothing on record but where its reply was kept: such rollouts are unscored, as they were.
+
+    Attributes:
+      kept: verdicts that were found so far.
     """
 
-    def __init__(self, record: Mapping[str, Any], lookup: Lookup):
+    def __init__(self, record: Mapping[str, Any], lookup: Lookup | Ledger):
+        """lookup: open as long as this is used."""
+        self.kept = 0
         settings = record["settings"]
         two = parse(settings["judge"])
         self._thinking, self._reasoning = settings["thinking"], settings.get("judge_reasoning", False)
-        self._lookup = lookup
+        self._lookup, self._names = lookup, lookup.judges
         self._judges = [self._known_as(identity) for identity in (two[:2] if two else (settings["judge"],))]
         # As it was asked for, where an identity rounds it.
         asked = parse(record["asked"].get("judge") or "")
@@ -62,16 +67,15 @@ class Recall:
         """What the ledger may know a judge by: as this version would, or as another one did."""
         own = remembered_as(identity, self._thinking, self._reasoning)
         kind = own.rpartition(";")[0] + (";all" if self._reasoning else ";text@")
-        return [own, *(name for name in self._lookup.judges if name.startswith(kind) and name != own)]
+        return [own, *(name for name in self._names if name.startswith(kind) and name != own)]
 
     def _said(self, names: Sequence[str], items: Sequence[Item]) -> list[Verdict]:
         # Of what a judge reads of a prompt its identity does not tell.
         keys = [[Key.of(n, i.prompt, i.response, whole=w) for n in names for w in (False, True)] for i in items]
         known = self._lookup.get({key for some in keys for key in some})
-        return [
-            next((known[key] for key in some if key in known), None) or self._silent(item)
-            for some, item in zip(keys, items, strict=True)
-        ]
+        found = [next((known[key] for key in some if key in known), None) for some in keys]
+        self.kept += sum(verdict is not None for verdict in found)
+        return [self._silent(i) if verdict is None else verdict for i, verdict in zip(items, found, strict=True)]
 
     def _silent(self, item: Item) -> Verdict:
         answered = self._reasoning or text.judged_text(item.response, thinking=self._thinking) is not None

@@ -17,16 +17,16 @@ import numpy as np
 
 from lpe_jax.drawing import followed
 from lpe_jax.errors import JudgeError, RunError
-from lpe_jax.job import TABLE, Job
+from lpe_jax.job import Job
 from lpe_jax.judging.base import RemoteJudge, unscored
 from lpe_jax.judging.cascade import AnyJudge, Cascade
 from lpe_jax.judging.desk import Desk, Item
 from lpe_jax.judging.labels import Label, read_labels, unlabelled, validation
 from lpe_jax.judging.registry import make_judge
-from lpe_jax.judging.remembered import remembered_as
 from lpe_jax.judging.settings import JudgeSettings
 from lpe_jax.preemption import Notice
 from lpe_jax.progress import Progress
+from lpe_jax.recall import Recall
 from lpe_jax.records.files import part_files, write_whole
 from lpe_jax.records.index import Index
 from lpe_jax.records.ledger import NAME, Key, Ledger, spent_in
@@ -58,14 +58,12 @@ def judge_all(
 ) -> tuple[Verdicts, Counter[tuple[Outcome, Outcome]]]:
     """Verdicts on all rollouts.
 
-    Also counts rollouts by what the run's own judge said of them, where its ledger has that, and what is said now.
+    Also counts rollouts by what the run's own judge said of them, and what is said now.
     """
-    known_as = remembered_as(
-        stored.settings["judge"], stored.settings["thinking"], stored.settings.get("judge_reasoning", False)
-    )
+    own = Recall(stored.record, ledger)
     verdicts, both = Verdicts(stored.index.total), Counter()
     progress.expect("judging", [_ALL], len(stored.index), exact=True)
-    waiting: deque[tuple[np.ndarray, list[Verdict | None], Future[list[Verdict]]]] = deque()
+    waiting: deque[tuple[np.ndarray, list[Verdict], Future[list[Verdict]]]] = deque()
 
     def take() -> None:
         places, before, answers = waiting.popleft()
@@ -76,20 +74,14 @@ def judge_all(
             concurrent.futures.wait([answers], _PATIENCE)
         now = answers.result()
         verdicts.put(places, now)
-        both.update((b.outcome, n.outcome) for b, n in zip(before, now, strict=True) if b is not None)
+        both.update((b.outcome, n.outcome) for b, n in zip(before, now, strict=True))
         for outcome, n in Counter(verdict.outcome for verdict in now).items():
             progress.judged(_ALL, outcome, n)
         progress.tick()
 
     for places, items in stored.items():
-        # Of what a judge reads of a prompt its identity does not tell.
-        keys = [
-            [Key.of(known_as, item.prompt, item.response, whole=whole) for whole in (False, True)] for item in items
-        ]
-        known = ledger.get({key for pair in keys for key in pair})
-        before = [known.get(a) or known.get(b) for a, b in keys]
         progress.handed_in(len(items))
-        waiting.append((places, before, desk.submit(items)))
+        waiting.append((places, own(items), desk.submit(items)))
         if len(waiting) > _AHEAD:
             take()
     while waiting:
@@ -180,7 +172,7 @@ def run(
                 verdicts, both = judge_all(stored, desk, ledger, progress, notice)
             held = _validated(labels, (stored.index, verdicts), desk, new.identity) if labels else []
         results, phases = estimated(stored, job, verdicts)
-        table.write_csv(table.estimates_rows(results), out / "estimates.csv")
+        table.write_csv(table.estimates_rows(results), out / table.CSV)
         lines = (
             table.terminal_table(results),
             *judging_words(desk, spent_in(folder), job.judge_settings),
@@ -190,7 +182,7 @@ def run(
             *held,
         )
         text = "".join(f"{line}\n" for line in lines)
-        write_whole(out / TABLE, text)
+        write_whole(out / table.TEXT, text)
         print(text, end="")
         if show.count:
             _show(stored, verdicts, show, new.identity)

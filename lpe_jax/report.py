@@ -24,9 +24,8 @@ def read_contents(folder: Path, options: Options) -> RunContents:
         said = Recall(stored.record, lookup)
         for places, items in stored.items():
             verdicts.put(places, said(items))
-    job = stored.job(None, JudgeSettings(), False)
-    results, phases = estimated(stored, job, verdicts)
-    return contents_of(folder, stored.record, stored.prompts, stored.store, results, phases, options)
+        results, phases = estimated(stored, stored.job(None, JudgeSettings(), False), verdicts)
+        return contents_of(folder, stored.record, stored.prompts, stored.index, said, results, phases, options)
 
 
 def run(folders: list[Path], *, out: Path | None, options: Options) -> Path:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +20,7 @@ from lpe_jax.estimation.judge_error import JudgeQuality
 from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.naive import Naive
 from lpe_jax.estimation.registry import estimate as estimate_by
-from lpe_jax.job import CSV, Job
+from lpe_jax.job import Job
 from lpe_jax.judging.desk import Item
 from lpe_jax.judging.settings import JudgeSettings
 from lpe_jax.records.files import CURE
@@ -30,7 +28,8 @@ from lpe_jax.records.index import Index
 from lpe_jax.records.prompts import read_prompts
 from lpe_jax.records.rollouts import FOLDER, RolloutStore
 from lpe_jax.records.run import read_made, read_run
-from lpe_jax.reporting.table import PromptResult
+from lpe_jax.reporting.columns import rows_of
+from lpe_jax.reporting.table import CSV, PromptResult
 from lpe_jax.results import phases_of, result_of, results_of
 from lpe_jax.types import Counts, Outcome, Prompt, Verdict
 
@@ -253,8 +252,8 @@ def _truth(folder: Path, record: Mapping[str, Any]) -> dict[str, _Truth]:
             raise RunError(f"{folder / CSV} is missing or damaged: its sha256 is not the one in run.json; {CURE}")
         return {}
     try:
-        rows = csv.DictReader(io.StringIO(data.decode("utf-8"), newline=""))
+        rows = rows_of(data, folder / CSV)
         known = {row["prompt_id"]: float(row["truth"]) for row in rows if row.get("truth")}
-    except (ValueError, KeyError, csv.Error):
+    except (ValueError, KeyError):
         raise RunError(f"{folder / CSV} is no table of a run") from None
     return {prompt_id: _Truth(math.log10(rate)) for prompt_id, rate in known.items() if rate > 0}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from lpe_jax.estimation.gate import contradicted
 from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.registry import ESTIMATORS, estimate
 from lpe_jax.estimation.unscored import unscored_range
+from lpe_jax.reporting.columns import read_rows
 from lpe_jax.reporting.table import PromptResult
 from lpe_jax.types import Counts, Estimate
 
@@ -69,15 +68,7 @@ def read_csv(path: Path) -> dict[str, dict[float, Cell]]:
     Raises:
       RunError: the file cannot be read, lacks a column, or holds what cannot be.
     """
-    try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RunError(f"{path} cannot be read as a CSV file: {error}") from None
-    if not rows:
-        raise RunError(f"{path} has no rows")
-    for name in CSV_COLUMNS:
-        if name not in rows[0]:
-            raise RunError(f"{path} has no column {name!r}; it takes {', '.join(CSV_COLUMNS)} and may have unscored")
+    rows = read_rows(path, *CSV_COLUMNS)
     return added([{row["prompt_id"]: dict([_cell(f"{path}, row {i}", row)])} for i, row in enumerate(rows, start=1)])
 
 

@@ -36,7 +36,6 @@ BESIDE = {
     "progress",
     "processes",
     "plan",
-    "told",
     "export",
     "inspect_logs",
     "trials",

@@ -1,6 +1,7 @@
 """Passes and failures counted elsewhere: read as they are meant, extrapolated as a run's own, or refused."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,3 +111,8 @@ def test_trials_are_added():
         "a": {0.5: Cell(2, 3, 4), 1.0: Cell(2)},
         "b": {0.5: Cell(1)},
     }
+
+
+def test_a_file_without_end_is_not_read():
+    with pytest.raises(RunError, match="it is no file"):
+        read_csv(Path("/dev/zero"))

@@ -33,17 +33,8 @@ def write_whole(path: Path, data: bytes | str) -> None:
     Raises:
       RunError: the disk does not take it; nothing is left behind under the temporary name.
     """
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with _named(path):
-        make_folder(path.parent)
-        try:
-            _put(temporary, data.encode("utf-8") if isinstance(data, str) else data)
-            os.replace(temporary, path)
-            _sync_folder(path.parent)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+    with _in_place_of(path) as temporary:
+        _put(temporary, data.encode("utf-8") if isinstance(data, str) else data)
 
 
 @contextlib.contextmanager
@@ -55,19 +46,26 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
       RunError: the disk does not take it.
     """
+    with _in_place_of(path) as temporary:
+        _put(temporary, b"")
+        yield temporary
+        # Whoever wrote it may have made it anew.
+        os.chmod(temporary, _FILE)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _in_place_of(path: Path) -> Iterator[Path]:
+    """A name beside path; what is there, and on disk, at the end takes path's place, or is gone if that fails."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with _named(path):
         make_folder(path.parent)
         try:
-            _put(temporary, b"")
             yield temporary
-            # Whoever wrote it may have made it anew.
-            os.chmod(temporary, _FILE)
-            handle = os.open(temporary, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
             os.replace(temporary, path)
             _sync_folder(path.parent)
         except BaseException:

@@ -164,6 +164,13 @@ class Ledger:
         with self._lock, self._told("read"):
             return self._db.execute(select, (judge,)).fetchone() or (0, 0, 0)
 
+    @property
+    def judges(self) -> list[str]:
+        """What it knows judges by whose verdicts are here, those of other ledgers included."""
+        select = "select judge from verdicts union select judge from others order by 1"
+        with self._lock, self._told("read"):
+            return [judge for (judge,) in self._db.execute(select)]
+
     def close(self) -> None:
         """Lets go of the file."""
         with self._lock:

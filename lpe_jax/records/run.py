@@ -10,7 +10,7 @@ import json
 import platform
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ FORMAT = 2
 NAME = "run.json"
 # Rollouts can be drawn again, and what they were drawn for cannot be told without it: it is there twice.
 COPY = ".run.json"
+METRICS = "metrics.jsonl"
 _DIGEST = "sha256"
 _PACKAGES = ("jax", "jaxlib", "flax", "transformers", "tokenizers", "numpy", "scipy", "pyarrow", "safetensors")
 
@@ -127,7 +128,7 @@ class Run:
 
     def metric(self, **values: Any) -> None:
         """One line of metrics.jsonl, or of this process's own: timings and counters."""
-        append_line(self.folder / part_name("metrics.jsonl", self._part), {"time": _now(), **values})
+        append_line(self.folder / part_name(METRICS, self._part), {"time": _now(), **values})
 
     def close(self) -> None:
         """Lets other processes have the folder."""
@@ -237,6 +238,18 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(dict(record), sort_keys=True).encode()).hexdigest()
+
+
+def metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics file, without what a crash has torn: timings are no results.
+
+    Raises:
+      RunError: it cannot be read.
+    """
+    for line in read_bytes(path).splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(event := json.loads(line), dict):
+                yield event
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:

@@ -12,9 +12,39 @@ from pathlib import Path
 import numpy as np
 
 from lpe_jax.errors import RunError
-from lpe_jax.records.files import read_text
+from lpe_jax.records.files import read_plain
 
 _MOST_BYTES = 1 << 30
+
+
+def rows_of(data: bytes, path: str | os.PathLike) -> list[dict[str, str]]:
+    """The rows of a CSV file that has a header, whose bytes these are; none of an empty one.
+
+    Raises:
+      RunError: it is no such file.
+    """
+    try:
+        return list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RunError(f"{path} cannot be read as a CSV file: {error}") from None
+
+
+def read_rows(path: str | os.PathLike, *names: str) -> list[dict[str, str]]:
+    """One or more rows that have the named columns.
+
+    Raises:
+      RunError: the file cannot be read, has no rows or lacks a column.
+    """
+    try:
+        rows = rows_of(read_plain(Path(path), _MOST_BYTES), path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be read as a CSV file: {error}") from None
+    if not rows:
+        raise RunError(f"{path} has no rows")
+    for name in names:
+        if name not in rows[0]:
+            raise RunError(f"{path} has no column {name!r}; it has {', '.join(filter(None, rows[0]))}")
+    return rows
 
 
 def read_log10(path: str | os.PathLike, *names: str, method: str | None = None) -> np.ndarray:
@@ -25,15 +55,7 @@ def read_log10(path: str | os.PathLike, *names: str, method: str | None = None) 
     Raises:
       RunError: the file cannot be read, lacks a column or the method, or holds what is no share.
     """
-    try:
-        rows = list(csv.DictReader(io.StringIO(read_text(Path(path), _MOST_BYTES, "utf-8-sig"))))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RunError(f"{path} cannot be read as a CSV file: {error}") from None
-    if not rows:
-        raise RunError(f"{path} has no rows")
-    for name in names:
-        if name not in rows[0]:
-            raise RunError(f"{path} has no column {name!r}; it has {', '.join(filter(None, rows[0]))}")
+    rows = read_rows(path, *names)
     methods = sorted({row.get("method") or "" for row in rows})
     if method is None and len(methods) > 1:
         raise RunError(f"{path} holds estimates by {', '.join(methods)}; name one")

@@ -27,6 +27,8 @@ from lpe_jax.reporting.text import (
 )
 from lpe_jax.types import Counts, Estimate
 
+# Files of a run, and of a run that is judged again: a row per prompt, and the table as it is printed.
+CSV, TEXT = "estimates.csv", "estimates.txt"
 COLUMNS = (
     "prompt_id",
     "rate",

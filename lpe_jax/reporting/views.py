@@ -17,7 +17,7 @@ from lpe_jax.reporting.judges import cascade_words, verdict_words
 from lpe_jax.reporting.report import LONGEST, Options, RunContents
 from lpe_jax.reporting.risk import above, deployment
 from lpe_jax.reporting.table import PromptResult, estimates_rows, floor_words, notes
-from lpe_jax.reporting.text import format_interval, format_rate, printable
+from lpe_jax.reporting.text import duration, format_interval, format_rate, printable
 from lpe_jax.types import Prompt
 
 METHODS = {"lpe": "straight line", "path": "bending path", "naive": "count"}
@@ -67,7 +67,7 @@ def run_view(contents: RunContents, number: int, options: Options) -> dict[str, 
         "truths": _truths(results),
         "naive": ground.against_naive(results),
         "saved": _saved(results),
-        "seconds": _duration(contents.seconds),
+        "seconds": duration(contents.seconds),
         "judge": _judge(contents),
         "tables": _tables(contents),
     }
@@ -218,12 +218,6 @@ def _count(value: float) -> str:
         return f"{value:.2g}"
     unit = 10 ** max(math.floor(math.log10(value)) - 1, 0)
     return f"{round(value / unit) * unit:,}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _truths(results: Sequence[PromptResult]) -> dict[str, Any] | None:

@@ -3,19 +3,18 @@
 import csv
 import json
 import sqlite3
-import sys
 from pathlib import Path
 
 import httpx2
 import pytest
-from absl.testing import flagsaver
 
-from experiments import estimate, judge, launch
+from experiments import estimate, judge
 from lpe_jax import rejudge
 from lpe_jax.tiny.judge import judge_text
 from lpe_jax.types import Outcome
 from tests.judging.server import Answer, Server, completion, error, graded
 from tests.judging.test_batches import Stub
+from tests.programs import told_by
 
 NAIVE = ["--limit=3", "--method=naive", "--n_naive=60", "--batch_size=64", "--nofigures"]
 LPE = ["--limit=2", "--method=lpe", "--n_search=6", "--n_fit=12", "--naive_check=10", "--batch_size=64", "--nofigures"]
@@ -40,18 +39,10 @@ def no_certificates(monkeypatch):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch, capsys):
+def here(tmp_path, capsys):
     """A program in this process; its exit status, output and errors."""
 
-    def call(program, *flags):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["program", *flags])
-        capsys.readouterr()
-        with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-            launch.run(program.main)
-        return (ended.value.code or 0, *capsys.readouterr())
-
-    return call
+    return lambda program, *flags: told_by(capsys, tmp_path, program.main, *flags)
 
 
 def table(out):
@@ -131,7 +122,8 @@ def test_calls_that_failed_are_in_the_metrics(here, tmp_path):
         code, _, err = here(estimate, *NAIVE, f"--judge={server.url}#stub", f"--out={tmp_path / 'run'}")
     assert code == 0, err
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert any(line.get("failures") or "503" in json.dumps(line) for line in lines), lines
+    (told,) = [line["failures"] for line in lines if line["event"] == "judge"]
+    assert told == {"503": (len(answered) + 2) // 5}
 
 
 def test_a_key_for_each_of_two_servers(here, tmp_path, monkeypatch):

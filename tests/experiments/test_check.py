@@ -18,6 +18,7 @@ from lpe_jax.records import rollouts
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.records.run import read_run, write_record
 from tests.helpers import save_hf_pair
+from tests.programs import told_by
 from tests.records import scenario
 from tests.records.scenario import plain
 
@@ -44,22 +45,17 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def here(place, monkeypatch, capsys):
+def here(place, capsys):
     """A program in this process; its exit status, output and errors."""
 
     def call(main, *flags, **more):
-        monkeypatch.chdir(place)
-        monkeypatch.setattr(sys, "argv", ["program", *flags])
-        capsys.readouterr()
         before = os.umask(0o022)
         try:
-            with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-                launch.run(main, **more)
+            code, out, err = told_by(capsys, place, main, *flags, **more)
         finally:
             os.umask(before)
-        out, err = capsys.readouterr()
         assert "Traceback" not in err
-        return ended.value.code or 0, out, err
+        return code, out, err
 
     return call
 

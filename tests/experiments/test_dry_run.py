@@ -3,16 +3,15 @@
 import json
 import re
 import socket
-import sys
 from pathlib import Path
 
 import pytest
-from absl.testing import flagsaver
 
-from experiments import estimate, judge, launch
+from experiments import estimate, judge
 from lpe_jax.records.rollouts import RolloutStore
 from tests.experiments.test_api_judge import by_the_rule, no_certificates  # noqa: F401  the fixture is used by all
 from tests.judging.server import Server
+from tests.programs import told_by
 
 SMALL = ["--batch_size=64", "--nofigures", "--max_new_tokens=40"]
 METHODS = {
@@ -24,18 +23,10 @@ METHODS = {
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch, capsys):
+def here(tmp_path, capsys):
     """A program in this process; its exit status, output and errors."""
 
-    def call(program, *flags):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["program", *flags])
-        capsys.readouterr()
-        with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-            launch.run(program.main)
-        return (ended.value.code or 0, *capsys.readouterr())
-
-    return call
+    return lambda program, *flags: told_by(capsys, tmp_path, program.main, *flags)
 
 
 @pytest.fixture

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from absl.testing import flagsaver
 
-from experiments import estimate, launch
+from experiments import estimate
+from experiments import judge as judging
 from lpe_jax import export
 from lpe_jax.errors import RunError
 from lpe_jax.records.rollouts import FOLDER, RolloutStore
 from tests.helpers import save_hf_pair
+from tests.programs import run_in, told_by
 
 ROOT = Path(__file__).parents[2]
 JUDGES = """
@@ -42,13 +43,9 @@ def place(tmp_path_factory):
     own = ["--n_search=4", "--n_fit=6", "--alphas=0.9,0.5,0.1", "--naive_check=10", "--max_new_tokens=8", "--nofigures"]
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        patch.chdir(folder)
         for out, judge in (("one", "exported_lengths:short"), ("two", CASCADE)):
             flags = [*given, *own, f"--judge={judge}", f"--out={out}", "--batch_size=16"]
-            patch.setattr(sys, "argv", ["estimate", *flags])
-            with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-                launch.run(estimate.main)
-            assert not ended.value.code
+            assert run_in(folder, estimate.main, *flags) == 0
         yield folder
 
 
@@ -147,6 +144,12 @@ def test_what_cannot_be_exported_is_said(place, tmp_path):
     with pytest.raises(RunError, match=r"none of the verdicts .* experiments\.judge"):
         export.run(tmp_path / "run", tmp_path / "x.csv", "csv", export.Sample())
     assert not (tmp_path / "x.csv").exists()
+
+
+def test_a_judge_is_held_against_the_two_that_a_run_was_made_with(place, capsys):
+    code, out, err = told_by(capsys, place, judging.main, "--run=two", "--judge=exported_lengths:short")
+    assert code == 0, err
+    assert "against screen:exported_lengths:short" in out and "rollouts that both scored" in out
 
 
 def test_the_program(place):

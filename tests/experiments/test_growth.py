@@ -4,16 +4,15 @@ import csv
 import json
 import re
 import shutil
-import sys
 
 import pytest
 from absl import flags as absl_flags
-from absl.testing import flagsaver
 
-from experiments import estimate, judges, launch, outputs, quality, vocabulary
+from experiments import estimate, judges, outputs, quality, vocabulary
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.records.run import less, more
 from tests.helpers import hf_model, save_hf_pair, save_tokenizer
+from tests.programs import run_in, told_by
 
 JUDGES = """
 def odd(prompt, response):
@@ -44,15 +43,9 @@ def here(place, monkeypatch, capsys):
 
     def call(*flags, env=()):
         with monkeypatch.context() as patch:
-            patch.chdir(place)
             for name, value in dict(env).items():
                 patch.setenv(name, value)
-            patch.setattr(sys, "argv", ["estimate", *flags])
-            capsys.readouterr()
-            with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-                launch.run(estimate.main)
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
+            return told_by(capsys, place, estimate.main, *flags)
 
     return call
 
@@ -201,10 +194,7 @@ def begun(place):
     model.save_pretrained(place / "other")
     (place / "edited.txt").write_text(PROMPTS.replace("gate", "lake"))
     (place / "rubric.txt").write_text("{prompt} {response}")
-    with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
-        patch.chdir(place)
-        patch.setattr(sys, "argv", ["estimate", *given(place, **BEGUN), "--out=begun"])
-        launch.run(estimate.main)
+    assert run_in(place, estimate.main, *given(place, **BEGUN), "--out=begun") == 0
     return place / "begun"
 
 

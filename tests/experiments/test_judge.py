@@ -7,10 +7,10 @@ import sqlite3
 import sys
 
 import pytest
-from absl.testing import flagsaver
 
-from experiments import estimate, judge, launch
+from experiments import estimate, judge
 from tests.helpers import save_hf_pair
+from tests.programs import run_in, told_by
 
 JUDGES = """
 import asyncio
@@ -47,29 +47,20 @@ def place(tmp_path_factory):
     given = [*models, f"--prompts={folder / 'prompts.txt'}", "--judge=lengths:short", "--max_new_tokens=8"]
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        patch.chdir(folder)
         for method, own in OWN.items():
             flags = [*given, *own, f"--method={method}", f"--out={method}", "--batch_size=16", "--nofigures"]
-            patch.setattr(sys, "argv", ["estimate", *flags])
-            with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-                launch.run(estimate.main)
-            assert not ended.value.code
+            assert run_in(folder, estimate.main, *flags) == 0
         yield folder
 
 
 @pytest.fixture
-def here(place, monkeypatch, capsys):
+def here(place, capsys):
     """The program in this process; its exit status, output and errors."""
 
     def call(*flags):
-        monkeypatch.chdir(place)
-        monkeypatch.setattr(sys, "argv", ["judge", *flags])
-        capsys.readouterr()
-        with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-            launch.run(judge.main)
-        out, err = capsys.readouterr()
+        code, out, err = told_by(capsys, place, judge.main, *flags)
         assert "Traceback" not in err
-        return ended.value.code or 0, out, err
+        return code, out, err
 
     return call
 

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 from absl.testing import flagsaver
 
-from experiments import estimate, launch
+from experiments import estimate
 from lpe_jax import report
 from lpe_jax.errors import RunError, UserError
 from lpe_jax.records.check import Check
 from lpe_jax.records.run import read_run, write_record
 from lpe_jax.reporting.report import Options
 from tests.helpers import save_hf_pair
+from tests.programs import run_in
 
 ROOT = Path(__file__).parents[2]
 JUDGES = """
@@ -49,13 +50,9 @@ def place(tmp_path_factory):
     given = [*models, f"--prompts={folder / 'prompts.txt'}", "--judge=lengths:short", "--max_new_tokens=8"]
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        patch.chdir(folder)
         for name, own in OWN.items():
             flags = [*given, *own, f"--out={name}", "--batch_size=16", "--figure_formats=pdf", "--report_rollouts=2"]
-            patch.setattr(sys, "argv", ["estimate", *flags])
-            with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-                launch.run(estimate.main)
-            assert not ended.value.code
+            assert run_in(folder, estimate.main, *flags) == 0
         # What made the runs is not there any more.
         for gone in ("original", "variant", "lengths.py", "prompts.txt"):
             path = folder / gone

@@ -135,7 +135,7 @@ def test_a_reply_without_a_verdict_is_not_paid_for_twice(ledger):
     assert [judge.asked for judge in judges] == [["1"], [], ["1"]]
 
 
-def test_two_threads_ask_once():
+def test_an_answer_that_comes_meanwhile_is_not_asked_for_again():
     """A verdict that comes between the look at what is known and the look at what is asked is not asked for again."""
     judge = Waited()
     with Desk(judge, thinking=False) as desk:

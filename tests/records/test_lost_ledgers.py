@@ -9,6 +9,7 @@ from lpe_jax.errors import RunError
 from lpe_jax.records import ledger
 from lpe_jax.records.check import Check, held
 from lpe_jax.records.ledger import NAME, Ledger, spent_in
+from lpe_jax.records.lookup import Lookup
 from tests.records import scenario
 
 
@@ -36,7 +37,8 @@ def test_a_lost_ledger_is_missed(run, name):
     """By whoever opens one of the folder, before anything is asked, and by a check; mended, it may be made anew."""
     (run / name).unlink()
     said = f"{name} is missing, and there was one"
-    for use in (lambda: Ledger(run / NAME), lambda: Ledger(run / "verdicts-1.sqlite"), lambda: spent_in(run)):
+    ledgers = (lambda: Ledger(run / NAME), lambda: Ledger(run / "verdicts-1.sqlite"))
+    for use in (*ledgers, lambda: spent_in(run), lambda: Lookup(run)):
         with pytest.raises(RunError, match=said):
             use()
         assert not (run / name).exists()

@@ -1,6 +1,7 @@
 """Session-wide strictness: rank promotion raises, shapes in annotations are checked, compiles are cached."""
 
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +21,10 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_opti
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in what a shell starts behind itself, and what tests run would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 
@@ -41,6 +46,7 @@ def forget_modules(tmp_path_factory):
     """Drops modules that a file's tests wrote and imported: another file may have one of that name."""
     yield
     made = tmp_path_factory.getbasetemp().parent
-    for name, module in list(sys.modules.items()):
+    # A copy in one go: a thread of a test may still import something.
+    for name, module in sys.modules.copy().items():
         if (path := getattr(module, "__file__", None)) and Path(path).is_relative_to(made):
             del sys.modules[name]

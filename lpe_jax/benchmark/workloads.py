@@ -118,8 +118,8 @@ _RANDOM = {
         *("rollouts", _REAL, 32, 48, 16.0, 4, 60, (0.75, 0.5), 32),
     ),
     "real512": _Random(
-        "the same shapes, 512-token prompts, 2 x 64 rollouts, at most 48 tokens, EOS at random, a third as the mean",
-        *("rollouts", _REAL, 32, 48, 16.0, 2, 512, (0.75, 0.5), 32),
+        "the same shapes, 512-token prompts, 4 x 64 rollouts, at most 48 tokens, EOS at random, a third as the mean",
+        *("rollouts", _REAL, 32, 48, 16.0, 4, 512, (0.75, 0.5), 32),
     ),
     "dual": _Random(
         "hidden 1,024, 8 layers, vocabulary 151,936: both models against the original alone, 16 tokens each",

@@ -138,18 +138,21 @@ def _attend(q: jax.Array, of_prompts: tuple, of_responses: tuple, interpret: boo
     rows, width, head_dim = len(q) // groups, q.shape[1] // heads, q.shape[2]
     q = q.reshape(-1, heads, width, head_dim)  # [B, K, N / K, H]
 
-    def by_group(x: jax.Array) -> jax.Array:
-        """[G, K, J, …] of [B, K, N / K, …]."""
-        return x.reshape(groups, rows, *x.shape[1:]).swapaxes(1, 2).reshape(groups, heads, -1, *x.shape[3:])
-
-    def by_row(x: jax.Array) -> jax.Array:
-        """[B, K, N / K, …] of [G, K, J, …]."""
-        rest = x.shape[3:]
-        return x.reshape(groups, heads, rows, width, *rest).swapaxes(1, 2).reshape(-1, heads, width, *rest)
-
-    of_prompt = [by_row(x) for x in partial_attention(by_group(q), k_prompt, v_prompt, seen, interpret)]
+    of_prompt = [by_row(x, rows) for x in partial_attention(by_group(q, groups), k_prompt, v_prompt, seen, interpret)]
     out = merged(of_prompt, partial_attention(q, k, v, said, interpret))
     return out.reshape(len(q), heads * width, head_dim).astype(v.dtype)
+
+
+def by_group(x: jax.Array, groups: int) -> jax.Array:
+    """[G, K, R · N / K, ...] of [B, K, N / K, ...]: the queries that share keys and values together."""
+    _, heads, _, *rest = x.shape
+    return x.reshape(groups, -1, *x.shape[1:]).swapaxes(1, 2).reshape(groups, heads, -1, *rest)
+
+
+def by_row(x: jax.Array, rows: int) -> jax.Array:
+    """[B, K, N / K, ...] of [G, K, R · N / K, ...]."""
+    groups, heads, _, *rest = x.shape
+    return x.reshape(groups, heads, rows, -1, *rest).swapaxes(1, 2).reshape(groups * rows, heads, -1, *rest)
 
 
 def merged(*parts: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:

@@ -29,6 +29,8 @@ _SLOT_STEP = 8
 ROWS_PER_PROMPT = 8
 # Steps between two looks of the host.
 STEPS = 16
+# With a row's first, enough for rollouts of five tokens; of shorter ones rows stand idle at times.
+TICKETS_PER_ROW = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +93,8 @@ class Sampler:
 
     @property
     def tickets(self) -> int:
-        """Tickets of a group, two for each row: what it does, and what it does next."""
-        return 2 * self.rows_per_prompt
+        """Tickets of a group: for what its rows do, and for what they do next until the host looks again."""
+        return TICKETS_PER_ROW * self.rows_per_prompt
 
     @property
     def device(self) -> jax.Device:
@@ -119,10 +121,10 @@ class Sampler:
     def _nothing(self) -> tuple[cache.Prompts, Rows, Results]:
         rows, length = self.batch_size, self.settings.max_new_tokens
         grid = None if self.grid is None else len(self.grid)
-        axes = cache.response_axes(self.device.platform)
+        axes = cache.axes_for(self.device.platform, self.kernel)
         responses = cache.empty_responses(self.pair, rows, length, axes, self.kernel)
         return (
-            cache.empty_prompts(self.pair, self.groups, self.prompt_slots),
+            cache.empty_prompts(self.pair, self.groups, self.prompt_slots, axes),
             Rows.idle(self.groups, self.rows_per_prompt, responses, grid),
             Results.none(self.groups, self.tickets, length, grid),
         )
@@ -166,7 +168,7 @@ class Sampler:
                 return place(x)
             k, v = (
                 tuple(place(a, 2 + order.index("K")) for a in arrays)
-                for arrays, order in zip((x.k, x.v), x.axes, strict=True)
+                for arrays, order in ((x.k, x.axes.k), (x.v, x.axes.v))
             )
             return dataclasses.replace(x, k=k, v=v)
 
@@ -313,18 +315,24 @@ class _Device:
 
 def identity_words(request: Request) -> np.ndarray:
     """[4] uint32: 64 bits of the prompt id's sha256, alpha's float32 bits, the index."""
-    digest = hashlib.sha256(request.prompt_id.encode("utf-8")).digest()
+    first, second = _prompt_words(request.prompt_id)
     # Adding 0.0 makes -0.0 the same alpha as 0.0.
     alpha = np.float32(request.alpha) + np.float32(0.0)
     return np.array(
         [
-            int.from_bytes(digest[:4], "little"),
-            int.from_bytes(digest[4:8], "little"),
+            first,
+            second,
             int(alpha.view(np.uint32)),
             request.index,
         ],
         np.uint32,
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def _prompt_words(prompt_id: str) -> tuple[int, int]:
+    digest = hashlib.sha256(prompt_id.encode("utf-8")).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
 
 def slots_for(prompts: Mapping[str, Sequence[int]], max_positions: int, max_new_tokens: int) -> int:

@@ -2,12 +2,14 @@
 
 All rows of a group read one prompt, so a group takes another prompt only when it has nothing left to do. Requests wait
 by prompt; a group gets tickets for those of its own as long as there are some, and beyond its rows so many more that
-none of them stands idle until the host looks again.
+none of them stands idle until the host looks again. Tickets that no row has taken yet may go to another group: towards
+the end of a prompt's requests its groups share what is left, and groups that have nothing to do take part.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Iterable
 
@@ -68,49 +70,103 @@ class Schedule:
         Returns:
           The groups that got another prompt, by number, and (group, ticket, serial, request) of every new ticket.
         """
-        moved, given = {}, []
         running_dry = self._running_dry()
-        # First so that every row has something to do, then so that it has something to go on with.
-        for most in (self.rows, self.tickets):
+        for number in running_dry:
+            self._recall(self._groups[number])
+        moved = self._move()
+        self._recall_uneven(running_dry)
+        given: list[tuple[int, int, int, Request]] = []
+        # In turns, so that all groups of a prompt have something to go on with.
+        for most in range(1, self.tickets + 1):
             for number, group in enumerate(self._groups):
-                if number not in running_dry:
-                    self._give(number, group, most, given)
-            for number, group in enumerate(self._groups):
-                if not group.held and self._waiting:
-                    # Whoever has waited longest, of those without a group if there are any.
-                    served = {other.prompt_id for other in self._groups if other.held}
-                    group.prompt_id = min(self._waiting, key=lambda p: p in served)
-                    moved[number] = group.prompt_id
-                    self._give(number, group, most, given)
+                if len(group.held) < most and number not in running_dry:
+                    self._give(number, group, given)
         return moved, given
 
     def _running_dry(self) -> set[int]:
         """Groups that get nothing more, so that prompts without a group come to their turn: one for each of those, of
         prompts that have several groups. A prompt with a hundred thousand requests would else keep all for itself.
         """
-        by_prompt: dict[str, list[int]] = {}
-        for number, group in enumerate(self._groups):
-            if group.held:
-                by_prompt.setdefault(group.prompt_id, []).append(number)
+        by_prompt = self._by_prompt()
         missing = sum(prompt_id not in by_prompt for prompt_id in self._waiting)
         missing -= sum(not group.held for group in self._groups)
         spare = [number for own in by_prompt.values() for number in sorted(own, key=self._held_by)[: len(own) - 1]]
         return set(sorted(spare, key=self._held_by)[: max(missing, 0)])
 
+    def _move(self) -> dict[int, str]:
+        """Prompts for the groups that have nothing to do. Returns those that have another one now.
+
+        A prompt without a group comes first, whichever has waited longest; then the one with most requests to each of
+        its groups.
+        """
+        free = [number for number, group in enumerate(self._groups) if not group.held]
+        if not free:
+            return {}
+        groups = {prompt_id: len(own) for prompt_id, own in self._by_prompt().items()}
+        # Requests beyond the rows that their prompt has.
+        backlog = {prompt_id: len(requests) for prompt_id, requests in self._waiting.items()}
+        for group in self._groups:
+            if group.held:
+                backlog[group.prompt_id] = backlog.get(group.prompt_id, 0) + len(group.held) - self.rows
+        left = {prompt_id: n for prompt_id, n in backlog.items() if n > 0}
+        moved = {}
+        while free and left:
+            prompt_id = min(left, key=lambda p: -backlog[p] / (1 + groups[p]) if p in groups else -math.inf)
+            # Its own last one rather than another's: nothing has to be copied.
+            number = next((n for n in free if self._groups[n].prompt_id == prompt_id), free[0])
+            free.remove(number)
+            if self._groups[number].prompt_id != prompt_id:
+                self._groups[number].prompt_id = moved[number] = prompt_id
+            groups[prompt_id] = groups.get(prompt_id, 0) + 1
+            left[prompt_id] -= self.rows
+            if left[prompt_id] <= 0:
+                del left[prompt_id]
+        return moved
+
+    def _recall_uneven(self, running_dry: set[int]) -> None:
+        """Where too little waits to give all groups of a prompt as much as one of them has, they share what no row has
+        taken.
+        """
+        for prompt_id, own in self._by_prompt(idle=True).items():
+            held = [self._held_by(number) for number in own if number not in running_dry]
+            waiting = len(self._waiting.get(prompt_id, ()))
+            if held and max(held) > max(self.rows, min(held) + 1) and waiting < len(held) * max(held) - sum(held):
+                for number in own:
+                    self._recall(self._groups[number])
+
+    def _by_prompt(self, idle: bool = False) -> dict[str, list[int]]:
+        """The groups of each prompt; with those, too, that have nothing to do."""
+        found: dict[str, list[int]] = {}
+        for number, group in enumerate(self._groups):
+            if group.held or (idle and group.prompt_id is not None):
+                found.setdefault(group.prompt_id, []).append(number)
+        return found
+
     def _held_by(self, number: int) -> int:
         return len(self._groups[number].held)
 
-    def _give(self, number: int, group: _Group, most: int, given: list) -> None:
+    def _recall(self, group: _Group) -> None:
+        """Takes back the tickets that no row has taken."""
+        requests = [group.held.pop(ticket)[1] for ticket in group.queue]
+        group.free.extend(reversed(group.queue))
+        group.queue.clear()
+        if requests:
+            self._waiting.setdefault(group.prompt_id, deque()).extendleft(reversed(requests))
+            self.waiting += len(requests)
+
+    def _give(self, number: int, group: _Group, given: list) -> None:
+        """A group's next request, if there is one."""
         waiting = self._waiting.get(group.prompt_id)
-        while waiting and len(group.held) < most:
-            ticket, request = group.free.pop(), waiting.popleft()
-            # Never 0, which a ticket that was not handed out yet shows.
-            self._serial = self._serial % (2**31 - 1) + 1
-            group.held[ticket] = self._serial, request
-            group.queue.append(ticket)
-            given.append((number, ticket, self._serial, request))
-            self.waiting -= 1
-        if waiting is not None and not waiting:
+        if not waiting:
+            return
+        ticket, request = group.free.pop(), waiting.popleft()
+        # Never 0, which a ticket that was not handed out yet shows.
+        self._serial = self._serial % (2**31 - 1) + 1
+        group.held[ticket] = self._serial, request
+        group.queue.append(ticket)
+        given.append((number, ticket, self._serial, request))
+        self.waiting -= 1
+        if not waiting:
             del self._waiting[group.prompt_id]
 
     def queues(self) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,8 @@ from lpe_jax.models.pair import ORIGINAL, Pair
 _SLOTS = 16
 # So many rows are moved at a time.
 _MOVED = 8
+# What `_load` writes and `_step` reads, on any platform.
+_AXES = cache.CPU
 
 
 class Evaluator:
@@ -54,9 +56,9 @@ class Evaluator:
         padded = np.zeros(_rounded(len(prompt)), np.int32)
         padded[: len(prompt)] = prompt
         computed = cache.prefill(self.pair, padded)
-        empty = cache.empty_prompts(self.pair, 1, len(padded))
+        empty = cache.empty_prompts(self.pair, 1, len(padded), _AXES)
         self.prompt = cache.place(empty, computed, np.int32(0), np.int32(len(prompt) - 1), np.int32(self.last))
-        self.responses = cache.empty_responses(self.pair, rows, _rounded(settings.max_new_tokens))
+        self.responses = cache.empty_responses(self.pair, rows, _rounded(settings.max_new_tokens), _AXES)
 
     def load(self, rows: np.ndarray, pool: np.ndarray, ancestors: np.ndarray) -> None:
         """Gives rows [n] the keys and values of other prefixes.
@@ -109,7 +111,8 @@ def _load(responses: Responses, rows: jax.Array, past: jax.Array) -> Responses:
     def put(old: tuple[jax.Array, ...], new: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(x.at[:, rows].set(new[i]) for i, x in enumerate(old))
 
-    return Responses(put(responses.k, k.transpose(3, 2, 0, 4, 5, 1)), put(responses.v, v.transpose(3, 2, 0, 4, 1, 5)))
+    k, v = put(responses.k, k.transpose(3, 2, 0, 4, 5, 1)), put(responses.v, v.transpose(3, 2, 0, 4, 1, 5))
+    return Responses(k, v, _AXES)
 
 
 @functools.partial(jax.jit, donate_argnums=2, static_argnames="vocab")

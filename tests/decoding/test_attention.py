@@ -94,7 +94,7 @@ def by_products(q, of_prompts, of_responses):
     in_prompt, in_response = (
         jnp.arange(keys.shape[2])[None, :] < n[:, None] for keys, n in ((k_prompt, seen), (k, said))
     )
-    return cache.attend(q, (k_prompt, v_prompt, in_prompt), (k, v, in_response), q.shape[-1], cache.AS_PROMPTS)
+    return cache.attend(q, (k_prompt, v_prompt, in_prompt), (k, v, in_response), q.shape[-1], cache.KERNEL)
 
 
 SHAPES = {
@@ -211,7 +211,7 @@ def test_rollouts_are_those_of_the_products():
     other = dataclasses.replace(one, attention=INTERPRET)
     responses = other.shapes()[2].responses
     assert {a.shape for a in (*responses.k, *responses.v)} == {(2, 16, 2, 20, 8)} and responses.kernel.interpret
-    assert one.kernel is None and one.shapes()[2].responses.axes == cache.SLOTS_LAST
+    assert one.kernel is None and one.shapes()[2].responses.axes == cache.CPU
     expected, found = (by_request(s.draw(all_requests())) for s in (one, other))
     for key, rollout in found.items():
         assert np.array_equal(rollout.tokens, expected[key].tokens)

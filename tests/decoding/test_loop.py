@@ -32,9 +32,9 @@ def compiled(pair, groups, rows, max_new_tokens, grid=None):
 
     def arguments():
         return (
-            cache.empty_prompts(pair, groups, 8),
+            cache.empty_prompts(pair, groups, 8, cache.CPU),
             loop.Tickets.none(groups, tickets),
-            loop.Rows.idle(groups, rows, cache.empty_responses(pair, groups * rows, max_new_tokens), grid),
+            loop.Rows.idle(groups, rows, cache.empty_responses(pair, groups * rows, max_new_tokens, cache.CPU), grid),
             loop.Results.none(groups, tickets, max_new_tokens, grid),
         )
 
@@ -114,12 +114,14 @@ def test_tokens_do_not_depend_on_batch_mates_or_order(packings):
 
 
 def test_the_order_of_axes_changes_no_rollout(monkeypatch):
-    """As a TPU keeps what rows have said; a product is summed in another order at most."""
+    """As a TPU keeps keys and values; a product is summed in another order at most."""
     one = sampler()
     expected = by_request(one.draw(all_requests()))
-    assert cache.response_axes("cpu") == cache.response_axes("gpu") != cache.response_axes("tpu")
-    monkeypatch.setattr(cache, "response_axes", lambda platform: cache.SLOTS_FIRST)
+    assert len({cache.axes_for(platform) for platform in ("cpu", "gpu", "tpu")}) == 3
+    assert one.shapes()[0].k[0].shape == (2, 2, 2, 8, 16)
+    monkeypatch.setattr(cache, "axes_for", lambda platform, kernel: cache.TPU)
     other = sampler(pair=one.pair)
+    assert other.shapes()[0].k[0].shape == (2, 2, 2, 16, 8)
     assert other.shapes()[2].responses.k[0].shape == (2, 16, 20, 2, 8)
     found = by_request(other.draw(all_requests()))
     for key, rollout in found.items():
@@ -300,7 +302,7 @@ def test_no_step_copies_the_cache():
     """Temporary memory is far below one layer's keys and values: a scan over stacked layers would copy those."""
     shape = {"num_layers": 8, "head_dim": 32}
     pair = tiny_pair(**shape)
-    of_cache = sum(a.nbytes for a in jax.tree.leaves(cache.empty_responses(pair, 64, 256)))
+    of_cache = sum(a.nbytes for a in jax.tree.leaves(cache.empty_responses(pair, 64, 256, cache.CPU)))
     assert temporary_bytes(pair, 8, 8, 256) < 0.1 * of_cache
 
 

@@ -48,7 +48,7 @@ for data, model in (map(int, shape.split("x")) for shape in sys.argv[1:]):
     assert bool(collective.findall(texts[-1])) == (model > 1), (data, model)
 
 # As a TPU keeps them, on the last mesh.
-sampling.cache.response_axes = lambda platform: sampling.cache.SLOTS_FIRST
+sampling.cache.axes_for = lambda platform, kernel: sampling.cache.TPU
 before = decode._cache_size()
 assert tokens(jax.tree.map(place, pair), mesh) == alone
 assert decode._cache_size() == before + 1

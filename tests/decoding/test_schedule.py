@@ -27,6 +27,7 @@ def run(schedule, requests, rng, trickle=False):
             assert serial > 0 and serials[group, ticket] != serial
             serials[group, ticket] = serial
             assert prompts[group] == request.prompt_id
+        assert_shared_out(schedule, prompts)
         queue, end = schedule.queues()
         taken = np.minimum(end, [schedule.rows - len(own) for own in rows])
         for group, own in enumerate(rows):
@@ -42,6 +43,19 @@ def run(schedule, requests, rng, trickle=False):
                 finished[group, ticket] = serials[group, ticket]
         seen += [(group, request) for group, _, request in schedule.finish(finished)]
     return seen, np.mean(busy or [1.0])
+
+
+def assert_shared_out(schedule, prompts):
+    """In the end no request waits for a row while another group could draw it: one of its prompt, or an idle one."""
+    if schedule.waiting:
+        return
+    held = {}
+    for group, prompt_id in prompts.items():
+        held.setdefault(prompt_id, []).append(schedule._held_by(group))
+    idle = schedule.groups - len(prompts) + sum(own.count(0) for own in held.values())
+    for own in held.values():
+        assert max(own) <= max(schedule.rows, min(own) + 1)
+        assert max(own) <= schedule.rows or not idle
 
 
 @pytest.mark.parametrize("trickle", [False, True])
@@ -60,9 +74,9 @@ def test_one_prompt_is_spread_over_all_groups():
 
 def test_rows_stay_busy_with_many_prompts():
     """Orders of twenty each; and the worst case, in which prompts take turns, so that few of one are in sight."""
-    for order, least in ((20, 0.85), (1, 0.7)):
+    for order, least in ((20, 0.85), (5, 0.85), (1, 0.85)):
         requests = [Request(f"p{i // order % 40}", 0.5, i) for i in range(4000)]
-        assert run(Schedule(8, 4, 8), requests, np.random.default_rng(1))[1] > least
+        assert run(Schedule(8, 4, 16), requests, np.random.default_rng(1))[1] > least
 
 
 def test_room_counts_what_waits_and_what_is_held():
@@ -81,3 +95,32 @@ def test_a_prompt_without_a_group_comes_to_its_turn():
     seen, _ = run(schedule, [*requests[:100], Request("few", 1.0, 0), *requests[100:]], rng)
     served = [request.prompt_id for _, request in seen]
     assert len(served) == 2001 and served.index("few") < 200
+
+
+def test_prompts_share_groups_by_what_is_asked_of_each():
+    schedule = Schedule(8, 4, 16)
+    schedule.add([Request("many", 1.0, i) for i in range(300)] + [Request("few", 1.0, i) for i in range(100)])
+    moved, given = schedule.hand_out()
+    assert sorted(moved.values()) == ["few"] * 2 + ["many"] * 6
+    assert all(sum(group == number for group, *_ in given) == 16 for number in range(8))
+
+
+def test_what_no_row_has_taken_goes_where_rows_are_free():
+    """Of twenty requests a group had all; half of the groups come free when it has drawn four."""
+    schedule = Schedule(2, 4, 20)
+    schedule.add([Request("other", 1.0, 0), *(Request("p", 1.0, i) for i in range(20))])
+    _, given = schedule.hand_out()
+    ticket = {request: (group, ticket, serial) for group, ticket, serial, request in given}
+    assert ticket[Request("other", 1.0, 0)][0] == 0 and {at[0] for r, at in ticket.items() if r.prompt_id == "p"} == {1}
+    schedule.take(np.array([1, 8]))
+    finished = np.zeros((2, 20), int)
+    for request in [Request("other", 1.0, 0), *(Request("p", 1.0, i) for i in range(4))]:
+        group, number, serial = ticket[request]
+        finished[group, number] = serial
+    assert len(schedule.finish(finished)) == 5
+    moved, given = schedule.hand_out()
+    assert moved == {0: "p"}
+    # Group 1 goes on with the four that it draws; of the twelve others each gets as many as makes both even.
+    assert sorted(request.index for *_, request in given) == list(range(8, 20))
+    assert [sum(group == number for group, *_ in given) for number in (0, 1)] == [8, 4]
+    assert (schedule.held, schedule.waiting) == (16, 0)

@@ -65,7 +65,7 @@ def told(program: str, commands: list[list[str]] = ()) -> dict:
 
 def page(found: dict[str, dict]) -> str:
     """The page, of what each program says."""
-    shared = {"experiments.vocabulary", "experiments.judges", "experiments.quality"}
+    shared = {"experiments.vocabulary", "experiments.judges", "experiments.quality", "experiments.folder"}
     users: dict[str, set[str]] = {}
     for program, said in found.items():
         for flag in said["flags"]:

@@ -10,25 +10,28 @@ status 0: all is well, apart from what any crash leaves. 1: something is wrong. 
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
 from absl import flags
 
-from experiments import launch
+from experiments import folder, launch
 
 FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(folder)
 flags.DEFINE_boolean("repair", False, "Mend what can be mended.")
 
 
 def main(run: str) -> None:
+    from lpe_jax import progress
     from lpe_jax.records.check import Check, held
     from lpe_jax.records.run import read_run
     from lpe_jax.reporting.text import printable
 
-    folder = Path(run)
-    with held(folder, to_write=FLAGS.repair):
-        found = Check(folder)
+    where, again = Path(run), False
+    with held(where, to_write=FLAGS.repair):
+        found = Check(where)
         for finding in found.findings:
             cure = "" if finding.cure is None else f"; --repair: {finding.cure}"
             # Whoever made the folder named its files.
@@ -37,16 +40,28 @@ def main(run: str) -> None:
             again = any(finding.again for finding in found.findings)
             curable = any(finding.cure is not None for finding in found.findings)
             found.mend()
-            found = Check(folder)
+            found = Check(where)
             left = f", and {found.wrong} cannot be" if found.wrong else ""
+            again = again and curable
             then = "; the command that began the run goes on with it" if again else ""
             print(f"repaired{left}{then}" if curable else "nothing of it can be mended")
+            if again:
+                progress.mark_stopped(where)
     said = f"{found.wrong} wrong" if found.wrong else "all is well"
-    if found.well and read_run(folder)["status"] != "finished":
-        said += "; the run is not finished, and the command that began it goes on with it"
-    print(printable(f"{folder}: {', '.join(found.there) or 'nothing drawn yet'}: {said}"))
+    if found.well and read_run(where)["status"] != "finished":
+        said, again = f"{said}; the run is not finished, and the command that began it goes on with it", True
+    print(printable(f"{where}: {', '.join(found.there) or 'nothing drawn yet'}: {said}"))
+    if again and (command := _command(where)):
+        print(printable(f"  {command}"))
     sys.exit(1 if found.wrong else 0)
 
 
+def _command(folder: Path) -> str:
+    """What that command is, where the folder knows it."""
+    flagfile, program = folder / "flags.txt", "sample" if (folder / "bank").is_dir() else "estimate"
+    call = ["python", "-m", f"experiments.{program}", f"--flagfile={flagfile}", f"--out={folder}"]
+    return shlex.join(call) if flagfile.is_file() else ""
+
+
 if __name__ == "__main__":
-    launch.run(main, argument="RUN")
+    launch.run(main)

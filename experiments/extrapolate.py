@@ -68,4 +68,4 @@ def main(*files: str) -> None:
 
 
 if __name__ == "__main__":
-    launch.run(main, argument="FILE", several=True)
+    launch.run(main)

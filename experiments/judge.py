@@ -1,8 +1,8 @@
 """Judges a stored run, or judges it again with another judge, without drawing a rollout.
 
-    python -m experiments.judge --run=runs/estimate-1234 --judge=openai:gpt-5.4-mini --judge_budget=5000calls
-    python -m experiments.judge --run=runs/estimate-1234 --judge=rules --show=20 --to_label=labels.jsonl
-    python -m experiments.judge --run=runs/estimate-1234 --judge=rules --validate=labels.jsonl
+    python -m experiments.judge runs/estimate-1234 --judge=openai:gpt-5.4-mini --judge_budget=5000calls
+    python -m experiments.judge runs/estimate-1234 --judge=rules --show=20 --to_label=labels.jsonl
+    python -m experiments.judge runs/estimate-1234 --judge=rules --validate=labels.jsonl
 
 Verdicts go into the run's ledger, where no answer is paid for twice; rates by this judge, and how it agrees with the
 run's own, into RUN/judged/. Without --judge that is the judge that the run was made with. --show prints responses for a
@@ -16,11 +16,11 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import judges, launch
+from experiments import folder, judges, launch
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(judges)
-flags.DEFINE_string("run", None, "Run folder of experiments.estimate.")
+flags.adopt_module_key_flags(folder)
 flags.DEFINE_string(
     "validate", None, "JSONL of labels by hand: {prompt_id, alpha, index, complied} or {prompt, response, complied}."
 )
@@ -35,24 +35,24 @@ flags.DEFINE_integer("show_seed", 0, "Seed of what --show picks.", lower_bound=0
 flags.DEFINE_boolean("show_texts", True, "Print prompts and responses with --show; without, what identifies them.")
 
 
-def main() -> None:
+def main(run: str | None = None) -> None:
     from lpe_jax.errors import UserError
 
-    if FLAGS.run is None and (FLAGS.validate is None or FLAGS.judge is None):
-        raise UserError("--run is missing; name the folder of a run, or --judge and --validate with whole responses")
+    if run is None and (FLAGS.validate is None or FLAGS.judge is None):
+        raise UserError("RUN is missing; name the folder of a run, or --judge and --validate with whole responses")
     if FLAGS.to_label is not None and not FLAGS.show:
         raise UserError("--to_label takes --show, which says how many responses")
     if FLAGS.dry_run:
-        if FLAGS.run is None:
-            raise UserError("--run is missing; --dry_run counts what judging a stored run would take")
+        if run is None:
+            raise UserError("RUN is missing; --dry_run counts what judging a stored run would take")
         from lpe_jax import dry
 
-        print(*dry.of_judging(Path(FLAGS.run), FLAGS.judge, *judges.asked_fields().values()), sep="\n")
+        print(*dry.of_judging(Path(run), FLAGS.judge, *judges.asked_fields().values()), sep="\n")
         return
     from lpe_jax import rejudge
 
     rejudge.run(
-        None if FLAGS.run is None else Path(FLAGS.run),
+        None if run is None else Path(run),
         judge=FLAGS.judge,
         validate=None if FLAGS.validate is None else Path(FLAGS.validate),
         show=rejudge.Show(FLAGS.show, FLAGS.show_seed, FLAGS.show_texts, FLAGS.to_label and Path(FLAGS.to_label)),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import logging
+import math
 import os
 import select
 import sys
@@ -20,7 +24,7 @@ FLAGS = flags.FLAGS
 _UNREAD = 141
 
 
-def run(main: Callable[..., None], argument: str | None = None, *, several: bool = False) -> None:
+def run(main: Callable[..., None]) -> None:
     """Parses flags and calls main; a UserError, or what the system refuses, is one line on stderr and exit status 2.
 
     What a program writes is for its user alone to read, as responses may be harmful text. Status 130 is an interrupt
@@ -28,21 +32,27 @@ def run(main: Callable[..., None], argument: str | None = None, *, several: bool
     command, which is printed, goes on from there. Status 141 says that nobody reads its output any more. Status 1 is
     main's own to give.
 
-    Args:
-      argument: what the one argument is that main is called with, besides flags; None is none.
-      several: there may be more of them.
+    What a program takes besides flags are main's own parameters: none, one, one that may be left out, or any number
+    from one on. With the flag of experiments/folder.py it may come by that as well.
     """
 
     def guarded(argv: list[str]) -> None:
-        taken = 1 if argument is None else 2
-        if len(argv) > taken and not several:
-            fail(f"unexpected argument {argv[taken]!r}; options are written --name=value, see --help")
-        if len(argv) < taken:
-            fail(f"{argument} is missing, see --help")
+        given = argv[1:]
+        takes = next(iter(inspect.signature(main).parameters.values()), None)
+        several = takes is not None and takes.kind is takes.VAR_POSITIONAL
+        most = math.inf if several else int(takes is not None)
+        if takes is not None and "run" in FLAGS and FLAGS.run is not None:
+            if len(given) == most:
+                fail(f"there are two run folders, {given[0]!r} and --run={FLAGS.run}; name one of them")
+            given.append(FLAGS.run)
+        if len(given) > most:
+            fail(f"unexpected argument {given[int(most)]!r}; options are written --name=value, see --help")
+        if takes is not None and takes.default is takes.empty and not given:
+            fail(f"{takes.name.upper().removesuffix('S') if several else takes.name.upper()} is missing, see --help")
         # JAX reports at INFO which backends it did not find; that is no news to the user.
         logging.getLogger("jax").setLevel(logging.WARNING)
         try:
-            main(*argv[1:])
+            main(*given)
         except UserError as error:
             fail(str(error))
         except OSError as error:
@@ -65,7 +75,9 @@ def run(main: Callable[..., None], argument: str | None = None, *, several: bool
 
     os.umask(0o077)
     try:
-        app.run(guarded, flags_parser=_parsed)
+        # absl names the module that is run by its file.
+        program = sys.argv[0] if main.__module__ == "__main__" else main.__module__
+        app.run(guarded, flags_parser=functools.partial(_parsed, program))
     finally:
         _flush()
 
@@ -76,12 +88,23 @@ def fail(message: str) -> None:
     sys.exit(2)
 
 
-def _parsed(argv: Sequence[str]) -> list[str]:
+def _parsed(program: str, argv: Sequence[str]) -> list[str]:
     """What is left of the arguments without the flags."""
     try:
         return FLAGS(argv)
     except flags.Error as error:
-        fail(f"{error}; see --help")
+        fail(f"{error}{_meant(error, program)}; see --help")
+
+
+def _meant(error: flags.Error, program: str) -> str:
+    """A flag of this program that an unknown one may mean, where absl finds none, which goes by spelling alone."""
+    if not isinstance(error, flags.UnrecognizedFlagError) or "Did you mean" in str(error):
+        return ""
+    own = [flag.name for flag in FLAGS.get_key_flags_for_module(program)]
+    asked = error.flagname.removeprefix("no")
+    parts = set(asked.replace("-", "_").split("_"))
+    alike = [name for name in own if parts & set(name.split("_"))] or difflib.get_close_matches(asked, own, 3, 0.6)
+    return f". Did you mean: {', '.join('--' + name for name in alike[:3])} ?" if alike else ""
 
 
 def _nobody_reads() -> bool:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import launch
+from experiments import folder, launch
 
 FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(folder)
 flags.DEFINE_string("out", None, "File to write. Default: report.html in the run's folder; needed for several runs.")
 flags.DEFINE_float("risk", 1e-6, "Count prompts above this rate, until the reader chooses another.", 1e-300, 1.0)
 flags.DEFINE_integer(
@@ -46,4 +47,4 @@ def main(*runs: str) -> None:
 
 
 if __name__ == "__main__":
-    launch.run(main, argument="RUN", several=True)
+    launch.run(main)

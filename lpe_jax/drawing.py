@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,8 +74,14 @@ class Drawing:
         if len(store) and self.processes.first and not quiet:
             print(f"going on from {len(store)} rollouts already drawn")
 
-        def on_batch(rollouts: int, tokens: int, seconds: float) -> None:
-            self.opened.metric(event="batch", rollouts=rollouts, tokens=tokens, seconds=round(seconds, 3))
+        def batches() -> Callable[[int, int, float], None]:
+            marks = iter([{"first": True}])  # in whose time programs were compiled
+
+            def on_batch(rollouts: int, tokens: int, seconds: float) -> None:
+                told = {"rollouts": rollouts, "tokens": tokens, "seconds": round(seconds, 3)}
+                self.opened.metric(event="batch", **told, **next(marks, {}))
+
+            return on_batch
 
         def say(line: str) -> None:
             progress.say(self.processes.prefix + line)
@@ -84,7 +90,6 @@ class Drawing:
             live.run,
             judge=desk.submit,
             store=store,
-            on_batch=on_batch,
             check=check,
             at_once=desk.at_once,
             watch=Watch() if quiet else progress,
@@ -96,11 +101,11 @@ class Drawing:
         if not quiet:
             progress.expect("drawing", ids, job.procedure.most_rollouts, exact=job.procedure.fixed, later=checking)
         try:
-            for finished in drive(job.procedure, prompts, sampler):
+            for finished in drive(job.procedure, prompts, sampler, on_batch=batches()):
                 truth = self.truth.get(finished.prompt.id)
                 found.append((finished, result_of(job, finished, truth, job.judge_quality)))
                 if not quiet:
-                    say(table.prompt_line(found[-1][1], len(found), len(prompts)))
+                    say(table.prompt_line(found[-1][1], len(found), len(prompts), final=job.method != "path"))
             if job.naive_check:
                 if not quiet:
                     say(f"checking against {job.naive_check} naive rollouts of each prompt")
@@ -111,7 +116,7 @@ class Drawing:
                 naive = Naive(job.naive_check)
                 if not quiet:
                     progress.expect("checking", had, naive.most_rollouts, exact=True)
-                for finished in drive(naive, of_found, alone, spoken_for=had):
+                for finished in drive(naive, of_found, alone, spoken_for=had, on_batch=batches()):
                     checks[finished.prompt.id] = finished
             if job.verify and prompts and not quiet:
                 store.flush()

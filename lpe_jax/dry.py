@@ -26,6 +26,7 @@ from lpe_jax.judging.registry import JUDGES, SERVERS, kind_of, make_judge
 from lpe_jax.judging.remembered import remembered_as
 from lpe_jax.judging.remote import RubricJudge
 from lpe_jax.judging.settings import JudgeSettings
+from lpe_jax.models.checkpoint import local_folder, open_checkpoint
 from lpe_jax.records.bank import BankStore
 from lpe_jax.records.check import held
 from lpe_jax.records.files import part_files
@@ -66,7 +67,7 @@ def of_job(job: Job, *, out: str | None, asked: Mapping[str, Any], speed: float 
     """
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be at work
     job.sampling()
-    prompts, judge = job.read_prompts(), _harmless(job)
+    models, prompts, judge = _models(job), job.read_prompts(), _harmless(job)
     folder, done = _folder(job, out, asked, prompts, judge)
     if done:
         return [_NOTHING, f"{folder} is finished: nothing to do"]
@@ -88,6 +89,7 @@ def of_job(job: Job, *, out: str | None, asked: Mapping[str, Any], speed: float 
     return [
         _NOTHING,
         *([] if folder is None else [f"folder: {folder}"]),
+        *models,
         *_lines(job, work, folder, speed, open_),
         disk_words(size),
     ]
@@ -97,7 +99,7 @@ def of_sweep(sweep: Sweep, *, out: str | None, asked: Mapping[str, Any], speed: 
     """What a grid sweep would take, as of_job."""
     jax.config.update("jax_platforms", "cpu")
     sweep.sampling()
-    prompts, judge = sweep.read_prompts(), _harmless(sweep)
+    models, prompts, judge = _models(sweep), sweep.read_prompts(), _harmless(sweep)
     asked = {**asked, "world_folder": None if sweep.folder is None else str(sweep.folder.resolve())}
     folder, done = _folder(sweep, out, asked, prompts, judge)
     if done:
@@ -113,7 +115,7 @@ def of_sweep(sweep: Sweep, *, out: str | None, asked: Mapping[str, Any], speed: 
     lines = _lines(sweep, work, folder, speed, open_)
     if sweep.tree:
         lines.append("(by the prefix tree, which computes what rollouts have in common once: quicker than that)")
-    return [_NOTHING, *([] if folder is None else [f"folder: {folder}"]), *lines, disk_words(size)]
+    return [_NOTHING, *([] if folder is None else [f"folder: {folder}"]), *models, *lines, disk_words(size)]
 
 
 def of_judging(folder: Path, judge: str | None, settings: JudgeSettings, reasoning: bool) -> list[str]:
@@ -188,12 +190,12 @@ def _calls(asked: Asked, work: Work, folder: Path | None, open_: Sequence[Prompt
             continue
         one = make_judge(name, dataclasses.replace(asked.judge_settings, key_env=None))
         expected = None if work.expected == work.most else work.expected
-        why = ", one for each response, and one for all that are equal"
+        why = ", one for each response that is unlike the others"
         if number == 1:
             hits, share = work.expected_hits, two[2]
             expected = None if hits is None else round(hits + share * (work.expected - hits))
             why = (
-                f": for what the first judge does not call refused, a share that nobody knows before, and for "
+                f", for what the first judge does not call refused, a share that nobody knows before, and for "
                 f"{100 * share:g} % of the rest"
             )
         calls = Calls(
@@ -208,6 +210,21 @@ def _calls(asked: Asked, work: Work, folder: Path | None, open_: Sequence[Prompt
         )
         lines += call_words(calls, asked.judge_settings)
     return lines or [f"judge {asked.judge_name}: no calls"]
+
+
+def _models(asked: Asked) -> list[str]:
+    """A line on models that were not looked at, as they are on the hub.
+
+    Raises:
+      CheckpointError: one that is to be on this machine is not, or its config or list of tensors cannot be used.
+    """
+    away = []
+    for source in asked.sources:
+        if local_folder(source) is None:
+            away.append(source)
+        else:
+            open_checkpoint(source)
+    return [f"models: {' and '.join(away)} on the hub, not looked for"] if away else []
 
 
 def _harmless(asked: Asked) -> AnyJudge | None:
@@ -319,5 +336,7 @@ def _input_tokens(judge: RubricJudge, prompt: str, characters: int) -> float:
 def _drawn_at(folder: Path) -> float | None:
     """Tokens a second at which a run was drawn so far."""
     batches = [event for event in metrics(folder / METRICS) if event.get("event") == "batch"]
+    # With a call's first one programs were compiled.
+    batches = [batch for batch in batches if not batch.get("first")] or batches
     tokens, seconds = (sum(batch[name] for batch in batches) for name in ("tokens", "seconds"))
     return tokens / seconds if seconds > 0 and tokens > 0 else None

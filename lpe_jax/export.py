@@ -106,7 +106,7 @@ def run(folder: Path, out: Path, kind: str, sample: Sample) -> None:
     with held(folder, to_write=False):
         stored = open_stored(folder)
         if not len(stored.index):
-            raise RunError(f"--run={folder} has no rollouts yet")
+            raise RunError(f"{folder} has no rollouts yet")
         with Lookup(folder) as lookup:
             exported = _of(stored, Recall(stored.record, lookup), sample)
             with whole_file(out) as path:
@@ -127,7 +127,7 @@ def _of(stored: Stored, said: Recall, sample: Sample) -> Exported:
     if not said.kept:
         raise RunError(
             f"{stored.folder / NAME} has none of the verdicts that this run was made with, or has them from another "
-            f"version of lpe_jax; python -m experiments.judge --run={stored.folder} puts them there"
+            f"version of lpe_jax; python -m experiments.judge {stored.folder} puts them there"
         )
     totals, chosen = {}, []
     for prompt in stored.prompts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -17,15 +18,15 @@ from typing import Any, TextIO
 from lpe_jax.errors import RunError, UserError
 from lpe_jax.judging.base import Meter
 from lpe_jax.preemption import Stopped
-from lpe_jax.records.files import write_json
+from lpe_jax.records.files import read_bytes, write_json
 from lpe_jax.reporting.text import duration
 from lpe_jax.types import Outcome
 
 NAME = "status.json"
 # Seconds between two lines on a terminal, two plain ones, two writes of the file, and two looks at how fast it goes.
 _REDRAW, _PLAIN, _FILE, _LOOK = 0.2, 60.0, 2.0, 1.0
-# Rates are of the last so many looks.
-_LOOKS = 60
+# Rates are of the last so many looks, and of so many seconds at least.
+_LOOKS, _LEAST = 60, 2.0
 
 
 class Watch:
@@ -122,7 +123,8 @@ class Progress(Watch):
         self._busy: float | None = None
         self._open: dict[str, list[int]] = {}  # of a prompt under way: rollouts ordered, and judged
         self._of_finished: list[int] = []
-        self._looks = deque([(self._began, 0, 0, 0)], maxlen=_LOOKS)
+        # From the first that is new: what comes before is loading and compiling.
+        self._looks: deque[tuple[float, int, int, int]] = deque(maxlen=_LOOKS)
 
     def expect(
         self, phase: str, prompt_ids: Iterable[str], most: int, *, exact: bool, later: int = 0, done: int = 0
@@ -181,8 +183,9 @@ class Progress(Watch):
     def tick(self) -> None:
         """Shows and writes what is due; to be called often."""
         now = self._clock()
-        if now - self._looks[-1][0] >= _LOOK:
-            self._looks.append((now, self._drawn, self._tokens, self._fresh()))
+        fresh = self._fresh()
+        if now - self._looks[-1][0] >= _LOOK if self._looks else self._drawn or fresh:
+            self._looks.append((now, self._drawn, self._tokens, fresh))
         self._line.show(self.words)
         if now - self._written >= _FILE:
             self._write(now)
@@ -201,9 +204,16 @@ class Progress(Watch):
         return round(sum(max(each, n) - judged for n, judged in self._open.values())) + self._later, bound
 
     def rates(self) -> tuple[float, float, float]:
-        """New rollouts, tokens and verdicts a second: of the last minute, and of all the time once it has ended."""
+        """New rollouts, tokens and verdicts a second: of the last minute after the first ones, 0 for the first seconds,
+        and of all the time once it has ended.
+        """
         now = (self._clock(), self._drawn, self._tokens, self._fresh())
-        first = self._looks[0] if self.state == "running" else (self._began, 0, 0, 0)
+        if self.state != "running":
+            first = self._began, 0, 0, 0
+        elif not self._looks or now[0] - self._looks[0][0] < _LEAST:
+            return 0.0, 0.0, 0.0
+        else:
+            first = self._looks[0]
         seconds = max(now[0] - first[0], 1e-9)
         return tuple((b - a) / seconds for a, b in zip(first[1:], now[1:], strict=True))
 
@@ -249,7 +259,8 @@ class Progress(Watch):
     def words(self, columns: int) -> str:
         """The line, of what matters most if it is not to be longer than so many columns."""
         now = self.status()
-        judge = f"judged {_rate(now['judged_per_second'])}" + f", {now['waiting']:,} wait" * bool(now["waiting"])
+        judge = [f"judged {_rate(now['judged_per_second'])}"] * bool(now["judged_per_second"])
+        judge += [f"{now['waiting']:,} wait for a verdict"] * bool(now["waiting"])
         calls = f"{now['judge_calls']:,} calls" * bool(now["judge_calls"])
         calls += "".join(f", {n:,} x {what}" for what, n in sorted(self._spent()[0].failures.items()))
         calls += "" if now["judge_cost"] is None else f", {now['judge_cost']:,.2f} spent"
@@ -262,10 +273,10 @@ class Progress(Watch):
         parts = [
             (0, prompts or ""),
             (2, rollouts),
-            (3, _rate(now["rollouts_per_second"]) if now["rollouts"] else ""),
-            (5, f"{now['tokens_per_second']:,.0f} tokens/s" if now["tokens"] else ""),
+            (3, _rate(now["rollouts_per_second"]) if now["rollouts_per_second"] else ""),
+            (5, f"{now['tokens_per_second']:,.0f} tokens/s" if now["tokens_per_second"] else ""),
             (6, "" if now["rows_busy"] is None else f"{100 * now['rows_busy']:.0f} % of rows busy"),
-            (7, judge if now["judged"] or now["waiting"] else ""),
+            (7, ", ".join(judge)),
             (4, f"{now['hits']:,} hits" + f", {now['unscored']:,} unscored" * bool(now["unscored"])),
             (8, calls),
             (1, "" if eta is None else f"{most}about {duration(eta)} left"),
@@ -313,6 +324,14 @@ class Progress(Watch):
         if self._path is not None:
             with contextlib.suppress(RunError):
                 write_json(self._path, self.status())
+
+
+def mark_stopped(folder: Path) -> None:
+    """Has a run's file no longer say that it is finished, if it does."""
+    with contextlib.suppress(RunError, ValueError, AttributeError):
+        told = json.loads(read_bytes(folder / NAME))
+        if told.get("state") == "finished":
+            write_json(folder / NAME, told | {"state": "stopped", "updated": _now()})
 
 
 def _rate(each_second: float) -> str:

@@ -146,7 +146,7 @@ def run(
     own = stored.settings["judge"]
     if judge is None and new.identity != own:
         raise JudgeError(
-            f"the judge that --run={folder} was made with is not the same any more (there {own}, now {new.identity}); "
+            f"the judge that {folder} was made with is not the same any more (there {own}, now {new.identity}); "
             "name one with --judge"
         )
     _check_labels(labels, stored.index, new.identity)
@@ -201,7 +201,7 @@ def _opened(stored: Stored) -> Iterator[Ledger]:
     try:
         held = Run(folder, stored.settings, extent=stored.record["extent"], asked=stored.record["asked"])
     except RunError as error:
-        raise RunError(str(error).replace("--out=", "--run=")) from None
+        raise RunError(str(error).replace("--out=", "")) from None
     with held, contextlib.closing(Ledger(path)) as ledger:
         ledger.learn(other for part, other in part_files(path).items() if part)
         yield ledger

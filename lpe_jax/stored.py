@@ -147,9 +147,9 @@ def open_stored(folder: Path) -> Stored:
     """
     record = read_run(folder)
     if record is None:
-        raise RunError(f"--run={folder} is no run folder: there is no run.json in it")
+        raise RunError(f"{folder} is no run folder: there is no run.json in it")
     if "procedure" not in record["settings"]:
-        raise RunError(f"--run={folder} is a bank, which keeps few responses; name a run of experiments.estimate")
+        raise RunError(f"{folder} is a bank, which keeps few responses; name a run of experiments.estimate")
     prompts = read_prompts(folder, record["asked"]["prompt_texts"])
     return Stored(folder, record, prompts, RolloutStore(folder / FOLDER), _truth(folder, record))
 

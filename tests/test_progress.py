@@ -79,10 +79,12 @@ def test_a_terminal_has_one_line(tmp_path, clock, monkeypatch, capsys):
     stream = Terminal()
     with begun(tmp_path, clock, stream) as progress:
         draw(progress, clock)
-        draw(progress, clock)
+        assert stream.shown == ["0/2 prompts, 10 rollouts, 75 % of rows busy, 5 hits, 5 unscored"], "no speed yet"
+        for _ in range(3):
+            draw(progress, clock)
         assert stream.shown == [
-            "0/2 prompts, 20 rollouts, 10/s, 70 tokens/s, 75 % of rows busy, judged 10/s, 10 hits, 10 unscored, "
-            "at most about 20 s left"
+            "0/2 prompts, 40 rollouts, 10/s, 70 tokens/s, 75 % of rows busy, judged 10/s, 20 hits, 20 unscored, "
+            "at most about 18 s left"
         ]
         progress.say("a is done")
         assert stream.shown == [""] and capsys.readouterr().out == "a is done\n"
@@ -96,6 +98,8 @@ def test_a_narrow_terminal_has_what_matters(tmp_path, clock, monkeypatch, column
     monkeypatch.setenv("COLUMNS", str(columns))
     stream = Terminal()
     progress = begun(tmp_path, clock, stream)
+    for _ in range(2):
+        draw(progress, clock)
     for _ in range(3):
         draw(progress, clock)
         (line,) = stream.shown
@@ -135,7 +139,7 @@ def test_what_the_judge_costs_is_shown(tmp_path, clock, monkeypatch):
     draw(progress, clock)
     progress.handed_in(5)
     draw(progress, clock, 0)
-    assert "5 wait, " in stream.shown[0] and "1,200 calls, 3 x 429, 0.46 spent" in stream.shown[0]
+    assert "5 wait for a verdict, " in stream.shown[0] and "1,200 calls, 3 x 429, 0.46 spent" in stream.shown[0]
     clock.now += 5
     progress.tick()
     now = status(tmp_path)
@@ -145,9 +149,11 @@ def test_what_the_judge_costs_is_shown(tmp_path, clock, monkeypatch):
 def test_the_time_left_is_that_of_the_work_left(tmp_path, clock):
     progress = begun(tmp_path, clock, io.StringIO())
     assert progress.left() == (220, True) and progress.status()["eta_seconds"] is None, "no speed is known yet"
-    draw(progress, clock, 40)
-    # The most there can be, 2 x 100 and 20 later, less the 40, at 40 a second.
-    assert progress.left() == (180, True) and progress.status()["eta_seconds"] == round(180 / 40)
+    draw(progress, clock, 10)
+    assert progress.left() == (210, True) and progress.status()["eta_seconds"] is None, "nor by the first ones"
+    draw(progress, clock, 40, seconds=2)
+    # The most there can be, 2 x 100 and 20 later, less the 50, at 20 a second.
+    assert progress.left() == (170, True) and progress.status()["eta_seconds"] == round(170 / 20)
     progress.finished("a")
     # The other one as many as that, and it has asked for more already.
     assert progress.left() == (50 + 20, False)
@@ -163,13 +169,23 @@ def test_a_sweep_that_judges_prompts_at_their_end(tmp_path, clock):
     """Then the time left is that of drawing."""
     progress = Progress(3, None, clock=clock)
     progress.expect("drawing", ["a", "b"], 100, exact=True, done=1)
+    progress.drawn(10, 100)
+    progress.tick()
     clock.now += 10
     progress.drawn(50, 500)
-    assert progress.status()["eta_seconds"] == 150 / 5 and progress.status()["rollouts_left"] == 200
-    progress.drawn(50, 500)
+    assert progress.status()["eta_seconds"] == 140 / 5 and progress.status()["rollouts_left"] == 200
+    progress.drawn(40, 400)
     progress.judged("a", Outcome.REFUSED, 100)
     progress.finished("a")
-    assert progress.status()["eta_seconds"] == 100 / 10 and progress.status()["prompts_done"] == 2
+    assert progress.status()["eta_seconds"] == round(100 / 9) and progress.status()["prompts_done"] == 2
+
+
+def test_time_to_load_and_to_compile_is_no_part_of_a_speed(tmp_path, clock):
+    progress = begun(tmp_path, clock, io.StringIO())
+    clock.now += 300
+    for _ in range(4):
+        draw(progress, clock)
+    assert progress.status()["rollouts_per_second"] == 10 and progress.status()["eta_seconds"] == 180 / 10
 
 
 def test_stored_rollouts_make_nothing_quicker(tmp_path, clock):
@@ -177,10 +193,12 @@ def test_stored_rollouts_make_nothing_quicker(tmp_path, clock):
     progress.found(30)
     progress.handed_in(30)
     progress.judged("a", Outcome.REFUSED, 30)
-    draw(progress, clock, 10)
+    progress.tick()
+    for _ in range(3):
+        draw(progress, clock, 10)
     now = progress.status()
     assert now["rollouts_per_second"] == now["judged_per_second"] == 10
-    assert (now["rollouts"], now["rollouts_stored"], now["judged"], now["rollouts_left"]) == (40, 30, 40, 180)
+    assert (now["rollouts"], now["rollouts_stored"], now["judged"], now["rollouts_left"]) == (60, 30, 60, 160)
 
 
 def test_speeds_are_of_the_last_minute(tmp_path, clock):

@@ -27,46 +27,46 @@ def draw(logits: jax.Array, words: jax.Array) -> jax.Array:
     """Draws from softmax(logits).
 
     Args:
-      logits: [B, V] float32; -inf is never drawn.
+      logits: [V, B] float32; -inf is never drawn.
       words: [B, 2, 2, 2] uint32 uniform random words: level, try, high and low word.
 
     Returns:
       [B] int32. A token of probability p is drawn with probability p (1 + O(1e-6)) down to p about 1e-15; the
       1e-9 that two tries leave over goes to the most likely entry.
     """
-    rows, vocab = logits.shape
-    mass = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-    mass = jnp.pad(mass, ((0, 0), (0, -vocab % BLOCK))).reshape(rows, -1, BLOCK)  # [B, blocks, BLOCK]
-    block = draw_entry(jnp.sum(mass, axis=-1), words[:, 0])
-    inside = jnp.take_along_axis(mass, block[:, None, None], axis=1)[:, 0]  # [B, BLOCK]
+    vocab, rows = logits.shape
+    mass = jnp.exp(logits - jnp.max(logits, axis=0, keepdims=True))
+    mass = jnp.pad(mass, ((0, -vocab % BLOCK), (0, 0))).reshape(-1, BLOCK, rows)  # [blocks, BLOCK, B]
+    block = draw_entry(jnp.sum(mass, axis=1), words[:, 0])
+    inside = jnp.take_along_axis(mass, block[None, None], axis=0)[0]  # [BLOCK, B]
     return block * BLOCK + draw_entry(inside, words[:, 1])
 
 
 def draw_entry(mass: jax.Array, words: jax.Array) -> jax.Array:
-    """Index [B] int32 drawn in proportion to mass [B, n] >= 0 with words [B, 2 tries, 2] uint32."""
-    n = mass.shape[-1]
+    """Index [B] int32 drawn in proportion to mass [n, B] >= 0 with words [B, 2 tries, 2] uint32."""
+    n = len(mass)
     edges = cumulative(mass)
     first, second = (invert(edges, words[:, i]) for i in range(2))
-    redrawn = jnp.where(second < n, second, jnp.argmax(mass, axis=-1).astype(jnp.int32))
+    redrawn = jnp.where(second < n, second, jnp.argmax(mass, axis=0).astype(jnp.int32))
     return jnp.where(first < n, first, redrawn)
 
 
 def cumulative(mass: jax.Array) -> jax.Array:
-    """Upper edges of each entry's share of [0, 2^60), as three 20-bit limbs: [3, B, n] uint32, high limb first.
+    """Upper edges of each entry's share of [0, 2^60), as three 20-bit limbs: [3, n, B] uint32, high limb first.
 
     Raises:
       ValueError: more entries than 32-bit limb sums can carry (traced shapes, so at compile time).
     """
-    if mass.shape[-1] > MAX_ENTRIES:
-        raise ValueError(f"{mass.shape[-1]} entries in one level; at most {MAX_ENTRIES} can be summed exactly")
-    rest = mass / (jnp.sum(mass, axis=-1, keepdims=True) * _SLACK)
+    if len(mass) > MAX_ENTRIES:
+        raise ValueError(f"{len(mass)} entries in one level; at most {MAX_ENTRIES} can be summed exactly")
+    rest = mass / (jnp.sum(mass, axis=0, keepdims=True) * _SLACK)
     limbs = []
     for _ in range(_LIMBS):
         # Scaling by a power of two, floor and the remainder are all exact in float32.
         rest = rest * (1 << _LIMB_BITS)
         whole = jnp.floor(rest)
         rest = rest - whole
-        limbs.append(jnp.cumsum(whole.astype(jnp.uint32), axis=-1, dtype=jnp.uint32))
+        limbs.append(jnp.cumsum(whole.astype(jnp.uint32), axis=0, dtype=jnp.uint32))
     high, middle, low = limbs
     middle += low >> _LIMB_BITS
     high += middle >> _LIMB_BITS
@@ -77,7 +77,7 @@ def invert(edges: jax.Array, words: jax.Array) -> jax.Array:
     """The entry whose share holds a 60-bit number; n when it lies above the last edge.
 
     Args:
-      edges: [3, B, n] from cumulative.
+      edges: [3, n, B] from cumulative.
       words: [B, 2] uint32; the number is their first 60 bits.
 
     Returns:
@@ -85,11 +85,11 @@ def invert(edges: jax.Array, words: jax.Array) -> jax.Array:
     """
     w0, w1 = words[:, 0], words[:, 1]
     high, middle, low = (
-        (w0 >> 12)[:, None],
-        (((w0 & 0xFFF) << 8) | (w1 >> 24))[:, None],
-        ((w1 >> 4) & _MASK)[:, None],
+        (w0 >> 12)[None],
+        (((w0 & 0xFFF) << 8) | (w1 >> 24))[None],
+        ((w1 >> 4) & _MASK)[None],
     )
     below_or_at = (edges[0] < high) | (
         (edges[0] == high) & ((edges[1] < middle) | ((edges[1] == middle) & (edges[2] <= low)))
     )
-    return jnp.sum(below_or_at, axis=-1, dtype=jnp.int32)
+    return jnp.sum(below_or_at, axis=0, dtype=jnp.int32)

@@ -127,8 +127,8 @@ def decode(
 
         hidden, responses = advance(pair, rows.token.reshape(-1), age.reshape(-1), prompts, rows.responses)
         alpha = _own(tickets.alpha, at).reshape(-1)
-        raw = pair.head(hidden) if sums or pair.models == 1 else pair.mixed_head(hidden, alpha)[None]
-        own = model_logits(raw, pair.num_tokens, settings.temperature)  # [M, B, V]
+        raw = pair.logits(hidden) if sums or pair.models == 1 else pair.mixed_logits(hidden, alpha)[:, None]
+        own = model_logits(raw, pair.num_tokens, settings.temperature)  # [V, M, B]
         path = path_logits(own, alpha if sums else jnp.ones_like(alpha), settings)
         words = jax.vmap(_words)(_own(keys, at).reshape(-1), age.reshape(-1))
         token = drawing.draw(path, words)

@@ -1,4 +1,7 @@
-"""The path step: two sets of logits to one next-token distribution, and the sums every rollout carries."""
+"""The path step: two sets of logits to one next-token distribution, and the sums every rollout carries.
+
+V is the vocabulary, M the models, B rows. The vocabulary comes first, see `Pair.logits`.
+"""
 
 from __future__ import annotations
 
@@ -61,34 +64,34 @@ class Sums:
 
 
 def model_logits(raw: jax.Array, num_tokens: int, temperature: float) -> jax.Array:
-    """Each model's own logits [2, B, V] at temperature, padding rows of the vocabulary at -inf."""
-    real = jnp.arange(raw.shape[-1]) < num_tokens
-    return jnp.where(real[None, None, :], raw / temperature, -jnp.inf)
+    """Each model's own logits [V, M, B] at temperature, padding rows of the vocabulary at -inf."""
+    real = jnp.arange(len(raw)) < num_tokens
+    return jnp.where(real[:, None, None], raw / temperature, -jnp.inf)
 
 
 def path_logits(own: jax.Array, alpha: jax.Array, settings: SamplingSettings) -> jax.Array:
-    """logits(alpha) = alpha·original + (1 − alpha)·variant [B, V], truncated if asked.
+    """logits(alpha) = alpha·original + (1 − alpha)·variant [V, B], truncated if asked.
 
     Mixing before or after the temperature is the same thing, as both are linear.
 
     Args:
-      own: [2, B, V] from model_logits.
+      own: [V, M, B] from model_logits.
       alpha: [B], any real number; outside [0, 1] this is Logit Diff Amplification with a = alpha − 1.
     """
-    original, variant = own[ORIGINAL], own[-1]  # of one model alone they are the same
+    original, variant = own[:, ORIGINAL], own[:, -1]  # of one model alone they are the same
     padding = jnp.isneginf(original)
     # -inf times a negative or zero alpha would turn padding into +inf or NaN.
     original, variant = (jnp.where(padding, 0.0, l) for l in (original, variant))
-    mixed = jnp.where(padding, -jnp.inf, alpha[:, None] * original + (1 - alpha)[:, None] * variant)
+    mixed = jnp.where(padding, -jnp.inf, alpha[None] * original + (1 - alpha)[None] * variant)
     if settings.top_k:
-        kth = jax.lax.top_k(mixed, min(settings.top_k, mixed.shape[-1]))[0][:, -1:]
-        mixed = jnp.where(mixed >= kth, mixed, -jnp.inf)
+        kth = jax.lax.top_k(mixed.T, min(settings.top_k, len(mixed)))[0][:, -1]
+        mixed = jnp.where(mixed >= kth[None], mixed, -jnp.inf)
     if settings.top_p < 1:
-        ordered = -jnp.sort(-mixed, axis=-1)
-        p = jax.nn.softmax(ordered, axis=-1)
+        ordered = -jnp.sort(-mixed, axis=0)
+        p = jax.nn.softmax(ordered, axis=0)
         # A token stays if the mass before it has not reached top_p, so that the set reaches it.
-        kept = (jnp.cumsum(p, axis=-1) - p) < settings.top_p
-        least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
+        kept = (jnp.cumsum(p, axis=0) - p) < settings.top_p
+        least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=0, keepdims=True)
         mixed = jnp.where(mixed >= least, mixed, -jnp.inf)
     return mixed
 
@@ -100,27 +103,28 @@ def token_sums(own: jax.Array, path: jax.Array, token: jax.Array) -> Sums:
     Var_path[D]; d/dalpha log p_alpha(rollout) is the sum of the former.
 
     Args:
-      own: [2, B, V] from model_logits; [1, B, V] of the original alone, and what takes the variant is NaN then.
-      path: [B, V] from path_logits.
+      own: [V, 2, B] from model_logits; [V, 1, B] of the original alone, and what takes the variant is NaN then.
+      path: [V, B] from path_logits.
       token: [B] int.
     """
-    if len(own) == 1:
+    if own.shape[1] == 1:
         logp, unknown = _logp(path, token), jnp.full(token.shape, jnp.nan)
         return Sums(logp, logp, unknown, unknown, unknown)
-    difference = jnp.where(jnp.isneginf(own[ORIGINAL]), 0.0, own[ORIGINAL] - own[VARIANT])
-    p = jax.nn.softmax(path, axis=-1)
-    mean = jnp.sum(p * difference, axis=-1, keepdims=True)
+    original, variant = own[:, ORIGINAL], own[:, VARIANT]
+    difference = jnp.where(jnp.isneginf(original), 0.0, original - variant)
+    p = jax.nn.softmax(path, axis=0)
+    mean = jnp.sum(p * difference, axis=0, keepdims=True)
     return Sums(
         logp_path=_logp(path, token),
-        logp_original=_logp(own[ORIGINAL], token),
-        logp_variant=_logp(own[VARIANT], token),
-        path_score=_at(difference, token) - mean[:, 0],
-        path_variance=jnp.sum(p * jnp.square(difference - mean), axis=-1),
+        logp_original=_logp(original, token),
+        logp_variant=_logp(variant, token),
+        path_score=_at(difference, token) - mean[0],
+        path_variance=jnp.sum(p * jnp.square(difference - mean), axis=0),
     )
 
 
 def path_sum(path: jax.Array, token: jax.Array) -> Sums:
-    """token_sums where only the path's own logits [B, V] are known: all but logp_path is NaN."""
+    """token_sums where only the path's own logits [V, B] are known: all but logp_path is NaN."""
     unknown = jnp.full(token.shape, jnp.nan)
     return Sums(_logp(path, token), unknown, unknown, unknown, unknown)
 
@@ -128,10 +132,10 @@ def path_sum(path: jax.Array, token: jax.Array) -> Sums:
 def grid_logp(own: jax.Array, grid: jax.Array, token: jax.Array, settings: SamplingSettings) -> jax.Array:
     """What one drawn token adds to log p at each alpha of a grid: [B, G], in nats; -inf where it is truncated away.
 
-    One alpha at a time, as the logits of all at once, [B, G, V], need not fit the device.
+    One alpha at a time, as the logits of all at once, [V, G, B], need not fit the device.
 
     Args:
-      own: [2, B, V] from model_logits.
+      own: [V, 2, B] from model_logits.
       grid: [G] any real numbers.
       token: [B] int.
     """
@@ -143,9 +147,9 @@ def grid_logp(own: jax.Array, grid: jax.Array, token: jax.Array, settings: Sampl
 
 
 def _logp(logits: jax.Array, token: jax.Array) -> jax.Array:
-    return _at(logits, token) - jax.nn.logsumexp(logits, axis=-1)
+    return _at(logits, token) - jax.nn.logsumexp(logits, axis=0)
 
 
 def _at(values: jax.Array, token: jax.Array) -> jax.Array:
-    """[B] from values [B, V] at token [B]."""
-    return jnp.take_along_axis(values, token[:, None], axis=-1)[:, 0]
+    """[B] from values [V, B] at token [B]."""
+    return jnp.take_along_axis(values, token[None], axis=0)[0]

@@ -122,7 +122,7 @@ def _teacher_forced(
 
     def of_chunk(chunk: tuple[jax.Array, jax.Array, jax.Array]) -> Sums:
         before, token, counts = chunk
-        own = model_logits(pair.head(before), pair.num_tokens, settings.temperature)
+        own = model_logits(pair.logits(before), pair.num_tokens, settings.temperature)
 
         def at_alpha(alpha: jax.Array) -> Sums:
             terms = token_sums(own, path_logits(own, jnp.broadcast_to(alpha, _CHUNK), settings), token)

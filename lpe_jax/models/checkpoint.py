@@ -86,17 +86,28 @@ def open_config(source: str) -> Qwen3Config:
     return read_config(path.parent if named else _located(source, ["config.json"]))
 
 
-def _located(source: str, patterns: list[str]) -> Path:
-    """The folder of a source, with what these patterns name."""
+def local_folder(source: str) -> Path | None:
+    """The folder of a source on this machine; None of what can only be a hub id.
+
+    Raises:
+      CheckpointError: it is neither.
+    """
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    repo, _, revision = source.partition("@")
-    if folder.exists() or source.startswith((".", "/", "~")) or repo.count("/") != 1:
+    if folder.exists() or source.startswith((".", "/", "~")) or source.partition("@")[0].count("/") != 1:
         what = "is not a folder" if folder.exists() else "does not exist"
         raise CheckpointError(f"checkpoint {source!r} {what}; give a local folder or a hub id org/name[@revision]")
+    return None
+
+
+def _located(source: str, patterns: list[str]) -> Path:
+    """The folder of a source, with what these patterns name."""
+    if (folder := local_folder(source)) is not None:
+        return folder
     from huggingface_hub import snapshot_download
 
+    repo, _, revision = source.partition("@")
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
     except Exception as error:

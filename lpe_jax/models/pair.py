@@ -61,18 +61,31 @@ class Pair:
         """Float32 logits [2, …, V] of hidden states [2, …, D]."""
         return self.each(lambda model, x: model.head(x), x)
 
-    def mixed_head(self, x: jax.Array, alpha: jax.Array) -> jax.Array:
-        """Float32 logits(alpha) [B, V] of hidden states [2, B, D] at alpha [B].
+    def logits(self, x: jax.Array) -> jax.Array:
+        """Float32 logits [V, 2, B] of hidden states [2, B, D]: `head` with the vocabulary first, as the head's product
+        with a few rows is quickest and their sums over the vocabulary are.
+        """
+        if not self.one_head:
+            return self.each(lambda model, x: model.unembed(model.before_head(x)), x).swapaxes(0, 1)
+        return self._one_model.unembed(self.each(lambda model, x: model.before_head(x), x))
+
+    def mixed_logits(self, x: jax.Array, alpha: jax.Array) -> jax.Array:
+        """Float32 logits(alpha) [V, B] of hidden states [2, B, D] at alpha [B].
 
         The head is linear: where both models have the same matrix, hidden states are mixed instead of logits, and it is
         multiplied once.
         """
         if not self.one_head:
-            logits = self.head(x)
-            return alpha[:, None] * logits[ORIGINAL] + (1 - alpha)[:, None] * logits[VARIANT]
+            logits = self.logits(x)
+            return alpha[None] * logits[:, ORIGINAL] + (1 - alpha)[None] * logits[:, VARIANT]
         before = self.each(lambda model, x: model.before_head(x), x).astype(jnp.float32)
         mixed = alpha[:, None] * before[ORIGINAL] + (1 - alpha)[:, None] * before[VARIANT]
-        return self._merge(list(self._picked(ORIGINAL))).unembed(mixed.astype(x.dtype))
+        return self._one_model.unembed(mixed.astype(x.dtype))
+
+    @property
+    def _one_model(self) -> Qwen3:
+        """A module with the matrices that both models share."""
+        return self._merge(list(self._picked(ORIGINAL)))
 
     @property
     def one_head(self) -> bool:

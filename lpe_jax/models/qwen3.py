@@ -180,14 +180,19 @@ class Qwen3(nnx.Module):
         return (self.embed_edit if self.config.tie_word_embeddings else self.head_edit).read(x)
 
     def unembed(self, x: jax.Array) -> jax.Array:
-        """Logits [..., V] in float32: the head's matrix times x [..., D]."""
-        weight = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
-        # Not as `multiply` does it: to turn logits around would take longer than it saves.
-        return jnp.einsum("...D,VD->...V", x, weight[...], preferred_element_type=jnp.float32)
+        """Logits [V, ...] in float32: the head's matrix times x [..., D]. The weight comes first, see `multiply`."""
+        return jnp.einsum("VD,...D->V...", self.head_matrix[...], x, preferred_element_type=jnp.float32)
 
     def head(self, x: jax.Array) -> jax.Array:
         """Logits [..., V] in float32 of hidden states [..., D]."""
-        return self.unembed(self.before_head(x))
+        # Not as `unembed` does it: to turn logits around would take longer than it saves.
+        before = self.before_head(x)
+        return jnp.einsum("...D,VD->...V", before, self.head_matrix[...], preferred_element_type=jnp.float32)
+
+    @property
+    def head_matrix(self) -> nnx.Param:
+        """What hidden states are multiplied by in the end [V, D]."""
+        return self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
 
 
 def multiply(weight: nnx.Param, x: jax.Array) -> jax.Array:

@@ -88,7 +88,7 @@ def work_words(work: Work, speed: float | None, said: str, advice: str) -> list[
         "what the chat template adds, read once for all rollouts side by side"
     )
     if speed is None:
-        lines.append(f"hours: unknown; {advice}")
+        lines.append(f"time: unknown; {advice}")
     else:
         at_most = duration(most / speed)
         about = (
@@ -112,31 +112,31 @@ def call_words(calls: Calls, settings: JudgeSettings) -> list[str]:
     """Calls and money of one judge."""
     if not calls.most:
         return [f"judge {calls.judge}: no calls"]
-    about = "" if calls.expected is None else f"about {calls.expected:,}, "
-    number = f"{about}{'' if calls.exact else 'at most '}{calls.most:,} calls{calls.why}"
+    most = f"{'' if calls.exact else 'at most '}{calls.most:,}"
+    number = f"{most} calls" if calls.expected is None else f"about {calls.expected:,} calls, {most}"
     found = [
-        f"judge {calls.judge}: {number}, and 1 to begin with; where a reply gives no verdict it is asked up to twice "
-        "more"
+        f"judge {calls.judge}: {number}{calls.why}. Beside them: 1 call that tries whether it answers, and up to 2 "
+        "more where a reply holds no verdict"
     ]
     each = calls.input_tokens / calls.most
     if settings.prices is None:
         found.append(
-            f"money: unknown, as no price is; give --judge_prices=INPUT,OUTPUT, of a million tokens each (a call has "
-            f"about {each:,.0f} input tokens and at most {calls.output_tokens:,} output tokens)"
+            f"money: unknown; give --judge_prices=INPUT,OUTPUT, the prices of a million tokens (a call has about "
+            f"{each:,.0f} input tokens and at most {calls.output_tokens:,} output tokens)"
         )
         return found
     given, answer = (price / 1e6 for price in settings.prices)
     low, high = each * given, each * given + calls.output_tokens * answer
     if calls.measured is not None:
         cost = calls.measured[0] * given + calls.measured[1] * answer
-        found.append(f"money: at most about {calls.most * cost:,.2f}, at what a call has cost so far, {cost:.3g}")
+        about = "" if calls.expected is None else f"about {calls.expected * cost:,.2f}, "
+        found.append(f"money: {about}at most {calls.most * cost:,.2f} in the currency of --judge_prices, at "
+                     f"{cost:.3g} a call, as it was so far")  # fmt: skip
         return found
+    about = "" if calls.expected is None else f"{calls.expected * low:,.2f} to {calls.expected * high:,.2f} expected, "
     found.append(
-        f"money: at most about {calls.most * high:,.2f}, were each reply as long as it may be, "
-        f"{calls.output_tokens:,} tokens; {calls.most * low:,.2f} of it for about {each:,.0f} input tokens a call"
+        f"money: {about}at most {calls.most * low:,.2f} to {calls.most * high:,.2f}, in the currency of "
+        f"--judge_prices: the former for what is sent, about {each:,.0f} tokens a call, the latter were every reply as "
+        f"long as it may be, {calls.output_tokens:,} tokens. --judge_budget stops a run before a sum"
     )
-    if calls.expected is not None:
-        found.append(
-            f"  for the {calls.expected:,} calls expected, {calls.expected * low:,.2f} to {calls.expected * high:,.2f}"
-        )
     return found

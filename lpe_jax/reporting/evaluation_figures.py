@@ -38,11 +38,12 @@ if TYPE_CHECKING:
 
     from lpe_jax.evaluation.measures import Curve, Panel
 
-# Seven of Okabe and Ito's colours (their yellow is lost on white), four dashes and nine marks: as these numbers have no
-# common factor, each of the first 28 methods differs from all others in colour or dash, and neighbours in everything.
-_COLOURS = (BLUE, VERMILLION, "#009E73", BLACK, "#CC79A7", "#E69F00", "#56B4E9")
+# Six of Okabe and Ito's colours (their yellow is lost on white, their sky blue is taken for the blue) with a wine, an
+# olive and a grey, four dashes and seven marks: as these numbers have no common factor, each of the first 36 methods
+# differs from all others in colour or dash, and neighbours in everything.
+_COLOURS = (BLUE, VERMILLION, "#009E73", BLACK, "#CC79A7", "#E69F00", "#882255", "#999933", GREY)
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
-_MARKS = "os^DvPX<>"
+_MARKS = "os^DvPX"
 PAGE = 7.0  # inches: both columns of a paper
 LOWEST = -12.0  # where figure_errors cuts: a rate of 1e-39 is wrong in the same way as one of 1e-12
 

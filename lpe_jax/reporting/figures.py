@@ -122,8 +122,9 @@ def path_figure(result: PromptResult, *files: str | os.PathLike) -> None:
 def overview_figure(results: Sequence[PromptResult], *files: str | os.PathLike) -> None:
     """All prompts: estimated against true rate with 95 % intervals, the identity dashed, into files by their suffix.
 
-    Fallbacks are open squares, prompts without a hit open triangles at their upper end. Prompts whose truth is not
-    known are left out; if it is known of none, the rates stand in ascending order. Raises ValueError without a result.
+    Rates that are not identified are open circles, fallbacks open squares, prompts without a hit open triangles at
+    their upper end. Prompts whose truth is not known are left out; if it is known of none, the rates stand in ascending
+    order. Raises ValueError without a result.
     """
     known = [r for r in results if r.truth is not None and math.isfinite(r.truth[0])]
     shown = known or sorted(results, key=_place)
@@ -134,6 +135,7 @@ def overview_figure(results: Sequence[PromptResult], *files: str | os.PathLike) 
     )
     across = np.array([r.truth[0] for r in known]) if known else np.arange(1.0, len(shown) + 1)
     fallback = np.array([bool(r.estimate.fallback) for r in shown])
+    sure = np.array([bool(r.estimate.identified) for r in shown])
     zero = point == -np.inf
     place = np.array([_place(r) for r in shown])
     low = np.where(zero, high, low)
@@ -144,7 +146,8 @@ def overview_figure(results: Sequence[PromptResult], *files: str | os.PathLike) 
         if known:
             axes.plot([-400, 0], [-400, 0], "--", color=GREY, linewidth=0.8, zorder=1, label="equal")
         for cells, label, style in (
-            (~fallback & ~zero, "estimate", {"fmt": "o", "color": BLUE}),
+            (sure & ~fallback & ~zero, "estimate", {"fmt": "o", "color": BLUE}),
+            (~sure & ~fallback & ~zero, "not identified", {"fmt": "o", "color": SKY, "markerfacecolor": "white"}),
             (fallback, "fallback", {"fmt": "s", "color": VERMILLION, "markerfacecolor": "white"}),
             (zero, _NO_HIT, _HOLLOW),
         ):

@@ -10,7 +10,7 @@ import numpy as np
 
 from lpe_jax.evaluation.auroc import auroc
 from lpe_jax.evaluation.measures import FLOOR, POSITIVE, WARM_UP
-from lpe_jax.reporting.table import PromptResult
+from lpe_jax.reporting.table import PromptResult, stood_by
 
 _DRAWS = 200
 
@@ -69,7 +69,7 @@ def held(results: Sequence[PromptResult]) -> Held | None:
     rate, low, high = (
         np.array([float(getattr(r.estimate, x)) for r in results]) for x in ("log10_rate", "low", "high")
     )
-    stood_by = np.array([bool(r.estimate.identified) for r in results])
+    sure = np.array([stood_by(r) for r in results])
     off = np.maximum(rate, FLOOR) - truth
     inside = (low <= truth) & (truth <= high)
     return Held(
@@ -78,8 +78,8 @@ def held(results: Sequence[PromptResult]) -> Held | None:
         bias=float(np.mean(off)),
         median_factor=float(10 ** np.median(np.abs(off))),
         covered=int(inside.sum()),
-        stood_by=int(stood_by.sum()),
-        covered_stood_by=int((inside & stood_by).sum()),
+        stood_by=int(sure.sum()),
+        covered_stood_by=int((inside & sure).sum()),
     )
 
 
@@ -121,7 +121,7 @@ def saved(results: Sequence[PromptResult], hits: int = 10) -> tuple[int, float, 
     """(prompts, naive, spent) over prompts whose rate is identified, the latter two as medians: rollouts that naive
     sampling would take for so many hits of one, and those this run took. None where there is no such prompt.
     """
-    some = [r for r in results if bool(r.estimate.identified) and float(r.estimate.log10_rate) > -300]
+    some = [r for r in results if stood_by(r) and float(r.estimate.log10_rate) > -300]
     if not some:
         return None
     naive = [hits * 10.0 ** -float(r.estimate.log10_rate) for r in some]

@@ -17,7 +17,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
 from lpe_jax.reporting.report import AS_USUAL, Options, RunContents
-from lpe_jax.reporting.views import compared, run_view
+from lpe_jax.reporting.text import counted
+from lpe_jax.reporting.views import compared, ranks_compared, run_view
 
 _FOLDER = Path(__file__).with_name("templates")
 
@@ -40,6 +41,7 @@ def render(runs: Sequence[RunContents], options: Options = AS_USUAL) -> str:
             script=Markup(script),
             runs=[run_view(run, number, options) for number, run in enumerate(runs)],
             compared=compared(runs) if len(runs) > 1 else [],
+            ranks=ranks_compared(runs) if len(runs) > 1 else None,
             risk=_power(options.risk),
             texts=options.rollouts > 0,
         )
@@ -74,4 +76,5 @@ def _environment() -> ImmutableSandboxedEnvironment:
         keep_trailing_newline=True,
     )
     environment.filters["thousands"] = lambda n: f"{n:,}"
+    environment.filters["counted"] = counted
     return environment

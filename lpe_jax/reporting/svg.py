@@ -14,10 +14,10 @@ import numpy as np
 
 from lpe_jax.reporting.curves import curve_of
 from lpe_jax.reporting.figures import bottom_of, points_of
-from lpe_jax.reporting.table import PromptResult
+from lpe_jax.reporting.table import PromptResult, stood_by
 from lpe_jax.reporting.text import format_interval, format_rate, printable
 
-LEFT, RIGHT, TOP, FOOT = 58, 14, 12, 42
+LEFT, RIGHT, TOP, FOOT = 66, 14, 12, 48
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +109,31 @@ def path_svg(result: PromptResult) -> str:
     return _svg(frame, parts, label)
 
 
+def path_legend(result: PromptResult) -> list[tuple[str, str]]:
+    """What each kind of mark in `path_svg` stands for, of those that are there: a small SVG and words."""
+    _, rate, *_ = points_of(result.fit)
+    used, estimate = np.asarray(result.estimate.used, bool), result.estimate
+    hit, zero = np.isfinite(rate), rate == -np.inf
+    dot, there = '<circle class="{}" cx="8" cy="6" r="3.6"/>', math.isfinite(float(estimate.log10_rate))
+    star = _star(8, 6.5, 6.5)
+    searched = result.search is not None and np.isfinite(points_of(result.search)[1]).any()
+    marks = (
+        (bool((hit & used).any()), dot.format("fitted"), "fitted"),
+        (bool((hit & ~used).any()), dot.format("light"), "not fitted"),
+        (bool(zero.any()), '<path class="hollow" d="M4 3h8l-4 6.5z"/>', "none complied: upper end"),
+        (searched, '<path class="search" d="M5.5 3.5l5 5m0-5l-5 5"/>', "search"),
+        (curve_of(result) is not None, '<path class="fit" d="M1 6H15"/>', "fit, and what its interval allows"),
+        (there and not bool(estimate.fallback), f'<path class="estimate" d="{star}"/>', "estimate"),
+        (there and bool(estimate.fallback), f'<path class="estimate open" d="{star}"/>', "stands in for an estimate"),
+        (result.truth is not None, '<path class="truth" d="M8 1l5 5l-5 5l-5-5z"/>', "truth"),
+    )
+    return [
+        (f'<svg class="figure mark" viewBox="0 0 16 12" aria-hidden="true">{mark}</svg>', words)
+        for shown, mark, words in marks
+        if shown
+    ]
+
+
 def strip_svg(result: PromptResult, lowest: float) -> str:
     """An estimate and its interval on a short axis of rates that all prompts of a table share; truth is a tick. An
     interval that goes on below the axis ends in an arrowhead.
@@ -119,8 +144,9 @@ def strip_svg(result: PromptResult, lowest: float) -> str:
     def at(value: float) -> float:
         return 4 + (max(value, lowest) - lowest) / -lowest * (width - 8)
 
-    kind = "" if bool(estimate.identified) else " doubt"
-    parts = [f'<path class="whisker{kind}" d="M{_n(at(low))} 9H{_n(at(high))}"/>']
+    kind = "" if stood_by(result) else " doubt"
+    grid = "".join(f"M{_n(at(k))} 0V{height}" for k in _strip_powers(lowest))
+    parts = [f'<path class="grid" d="{grid}"/>', f'<path class="whisker{kind}" d="M{_n(at(low))} 9H{_n(at(high))}"/>']
     if low < lowest:
         parts.append(f'<path class="whisker{kind}" d="M5 5L1 9L5 13"/>')
     if result.truth is not None and math.isfinite(result.truth[0]):
@@ -131,13 +157,17 @@ def strip_svg(result: PromptResult, lowest: float) -> str:
 
 
 def strip_axis(lowest: float) -> str:
-    """What stands over the strips: the powers of ten at their ends."""
-    shown = [math.ceil(lowest), math.ceil(lowest) // 2, 0]
+    """What stands over the strips: the powers of ten of their grid."""
+    shown = _strip_powers(lowest)
     marks = "".join(
         f'<text x="{_n(4 + (k - lowest) / -lowest * 124)}" y="11" text-anchor="{anchor}">{superscript(k)}</text>'
         for k, anchor in zip(shown, ("start", "middle", "end"), strict=True)
     )
     return f'<svg class="strip" viewBox="0 0 132 14" aria-hidden="true">{marks}</svg>'
+
+
+def _strip_powers(lowest: float) -> tuple[int, int, int]:
+    return math.ceil(lowest), math.ceil(lowest) // 2, 0
 
 
 def calibration_svg(results: Sequence[PromptResult]) -> str:
@@ -154,7 +184,7 @@ def calibration_svg(results: Sequence[PromptResult]) -> str:
         f'<path class="guide" d="M{_n(frame.at(bottom))} {_n(frame.up(bottom))}L{_n(frame.at(0))} {_n(frame.up(0))}"/>'
     )
     for doubtful, kind in ((True, "light"), (False, "fitted")):
-        cells = [i for i, r in enumerate(results) if bool(r.estimate.identified) is not doubtful]
+        cells = [i for i, r in enumerate(results) if stood_by(r) is not doubtful]
         parts.append(_whiskers(frame, truth[cells], low[cells], high[cells], kind))
         parts += [
             f'<circle class="{kind}" cx="{_n(frame.at(truth[i]))}" cy="{_n(frame.up(place[i]))}" r="4">'
@@ -165,10 +195,12 @@ def calibration_svg(results: Sequence[PromptResult]) -> str:
     return _svg(frame, parts, f"Estimated against true rates of {len(results)} prompts")
 
 
-def auroc_svg(naive: tuple[np.ndarray, np.ndarray], spent: float, area: float) -> str:
-    """AUROC against rollouts per prompt: naive sampling's curve ([B] budgets, [B] areas), and where this run stands."""
+def auroc_svg(naive: tuple[np.ndarray, np.ndarray], runs: Sequence[tuple[str, float, float]]) -> str:
+    """AUROC against rollouts per prompt: naive sampling's curve ([B] budgets, [B] areas), and where runs stand: words,
+    rollouts per prompt and area of each.
+    """
     budgets, areas = naive
-    across = np.log10([*budgets, spent])
+    across = np.log10([*budgets, *(spent for _, spent, _ in runs)])
     frame = Frame(460, 300, (float(across.min()) - 0.1, float(across.max()) + 0.15), (0.45, 1.0))
     line = "L".join(f"{_n(frame.at(math.log10(b)))} {_n(frame.up(a))}" for b, a in zip(budgets, areas, strict=True))
     parts = []
@@ -178,13 +210,17 @@ def auroc_svg(naive: tuple[np.ndarray, np.ndarray], spent: float, area: float) -
         parts += _tick_x(frame, float(k), f"{10**k:,}" if k < 5 else superscript(k))
     parts += _names(frame, "rollouts per prompt", "AUROC")
     parts.append(f'<path class="naive" d="M{line}"/>')
-    x, y = frame.at(math.log10(spent)), frame.up(area)
-    parts.append(f'<path class="estimate" d="{_star(x, y)}"/>')
-    parts.append(f'<text class="said" x="{_n(x + 10)}" y="{_n(y + 4)}">this run</text>')
+    for words, spent, area in runs:
+        x, y = frame.at(math.log10(spent)), frame.up(area)
+        parts.append(f'<path class="estimate" d="{_star(x, y)}"/>')
+        parts.append(f'<text class="said" x="{_n(x + 10)}" y="{_n(y + 4)}">{escape(printable(words))}</text>')
     middle = len(budgets) * 2 // 3
     beside, under = frame.at(math.log10(budgets[middle])) + 8, frame.up(areas[middle]) + 14
     parts.append(f'<text class="quiet" x="{_n(beside)}" y="{_n(under)}">naive sampling</text>')
-    return _svg(frame, parts, f"AUROC {area:.3f} with {spent:,.0f} rollouts per prompt, against naive sampling")
+    said = "; ".join(
+        f"{printable(words)}: {area:.3f} with {spent:,.0f} rollouts per prompt" for words, spent, area in runs
+    )
+    return _svg(frame, parts, f"AUROC against naive sampling; {said}")
 
 
 def _svg(frame: Frame, parts: Iterable[str], label: str) -> str:

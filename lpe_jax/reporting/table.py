@@ -88,6 +88,16 @@ class PromptResult:
     note: str = ""
 
 
+def unfitted(result: PromptResult) -> bool:
+    """Whether a default stands in for its rate: no path was fitted, and it is not common where it was measured."""
+    return bool(result.estimate.fallback) and float(result.estimate.log10_rate) < math.log10(result.threshold)
+
+
+def stood_by(result: PromptResult) -> bool:
+    """Whether the estimator has a rate of it, and stands by it."""
+    return bool(result.estimate.identified) and not unfitted(result)
+
+
 def notes(result: PromptResult) -> str:
     """What a reader must know before trusting the numbers, in words, joined by "; "."""
     found = []
@@ -96,9 +106,9 @@ def notes(result: PromptResult) -> str:
         n, k = (np.stack([getattr(c, name) for c in (search, result.fit)]) for name in ("scored", "complied"))
         if not (k / np.maximum(n, 1) >= result.threshold)[n > 0].any():
             found.append(f"no alpha reached {100 * result.threshold:g} %")
-    if bool(estimate.fallback) and float(estimate.log10_rate) >= math.log10(result.threshold):
+    if bool(estimate.fallback) and not unfitted(result):
         found.append("common where it was measured: the rate is that of the only alpha fitted, not of a line")
-    elif bool(estimate.fallback):
+    elif unfitted(result):
         found.append("fallback: fewer than two alphas with compliant rollouts to fit a line to")
     elif float(estimate.intercept) > 0 and float(estimate.log10_rate) == 0:
         found.append("rate clipped at 1")
@@ -151,10 +161,10 @@ def _why_not(result: PromptResult) -> str:
         if 0 < n < math.inf:
             said += f"; {_round_up(n):,} more at alpha = {alpha:g} would bring the interval to a decade"
         return said
-    said = "may be far from straight" if result.search is not None else "paths bend unlike the fitted curve"
+    said = "the path may be far from straight" if result.search is not None else "paths bend unlike the fitted curve"
     rate = float(result.estimate.log10_rate)
     if -12 < rate < 0:
-        said += f"; {_round_up(10 / 10**rate):,} naive rollouts would give 10 hits if it is as estimated"
+        said += f"; at this rate 10 hits take {_round_up(10 / 10**rate):,} naive rollouts"
     return said
 
 
@@ -279,14 +289,20 @@ def _fixed(value, decimals: int) -> str:
     return "" if math.isnan(float(value)) else f"{float(value):.{decimals}f}"
 
 
-def prompt_line(result: PromptResult, done: int, total: int) -> str:
-    """The line printed when a prompt is finished: which, the rate, the truth if known, what it cost, what to mind."""
+def prompt_line(result: PromptResult, done: int, total: int, final: bool = True) -> str:
+    """The line printed when a prompt is finished: which, the rate, the truth if known, what it cost, what to mind.
+
+    Args:
+      final: nothing of it changes any more; otherwise it says that it is from the prompt's own rollouts alone.
+    """
     estimate = result.estimate
     parts = [
         f"[{done:>{len(str(total))}}/{total}]",
         printable(result.prompt_id),
         format_interval(float(estimate.log10_rate), float(estimate.low), float(estimate.high)),
     ]
+    if not final:
+        parts.append("by itself")
     if result.truth is not None:
         parts.append(f"(truth {format_rate(float(result.truth[0]))})")
     parts.append(f"{int(estimate.rollouts)} rollouts")

@@ -75,6 +75,11 @@ def file_stem(prompt_id: str) -> str:
     return f"{slug}-{digest}" if slug else digest
 
 
+def counted(n: int, noun: str) -> str:
+    """ "1 prompt", "2,000 prompts"."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
 def duration(seconds: float) -> str:
     """Seconds in words: "40 s", "12 min", "3.5 h", "2.1 days"."""
     if seconds < 90:

@@ -16,8 +16,8 @@ from lpe_jax.reporting import ground, svg
 from lpe_jax.reporting.judges import cascade_words, verdict_words
 from lpe_jax.reporting.report import LONGEST, Options, RunContents
 from lpe_jax.reporting.risk import above, deployment
-from lpe_jax.reporting.table import PromptResult, estimates_rows, floor_words, notes
-from lpe_jax.reporting.text import duration, format_interval, format_rate, printable
+from lpe_jax.reporting.table import PromptResult, estimates_rows, floor_words, notes, stood_by, unfitted
+from lpe_jax.reporting.text import counted, duration, format_interval, format_rate, printable
 from lpe_jax.types import Prompt
 
 METHODS = {"lpe": "straight line", "path": "bending path", "naive": "count"}
@@ -51,8 +51,9 @@ def run_view(contents: RunContents, number: int, options: Options) -> dict[str, 
         "differing": contents.differing,
         "count": len(results),
         "above": dataclasses.asdict(above(results, math.log10(options.risk))),
-        "identified": sum(bool(r.estimate.identified) for r in results),
+        "identified": sum(map(stood_by, results)),
         "worst": _worst(results),
+        "unfitted": sum(map(unfitted, results)),
         "rollouts": sum(int(r.estimate.rollouts) for r in results),
         "tokens": sum(int(r.tokens) for r in results),
         "unscored": unscored,
@@ -93,6 +94,28 @@ def compared(runs: Sequence[RunContents]) -> list[dict[str, Any]]:
     return rows
 
 
+def ranks_compared(runs: Sequence[RunContents]) -> dict[str, Any] | None:
+    """Where several runs of the same prompts stand in one figure of AUROC against rollouts; None where too little is
+    known of them.
+    """
+    shared = set.intersection(*({r.prompt_id for r in ground.known(run.results)} for run in runs))
+    ranks = [ground.ranked([r for r in run.results if r.prompt_id in shared]) for run in runs]
+    if any(rank is None for rank in ranks):
+        return None
+    some = ranks[0]
+    stars = [(str(number), rank.spent, rank.area) for number, rank in enumerate(ranks, start=1)]
+    names = [
+        f"{number}: {printable(run.name)} ({METHODS.get(run.method, run.method)}), {float(area):.3f} with {spent:,.0f}"
+        for (number, spent, area), run in zip(stars, runs, strict=True)
+    ]
+    return {
+        "figure": Markup(svg.auroc_svg((some.budgets, some.naive), stars)),
+        "prompts": some.prompts,
+        "positives": some.positives,
+        "names": names,
+    }
+
+
 def _row(
     contents: RunContents, result: PromptResult, row: Mapping[str, str], lowest: float, options: Options
 ) -> dict[str, Any]:
@@ -125,6 +148,7 @@ def _row(
         "truth": "" if result.truth is None else format_rate(result.truth[0]),
         "naive": "" if result.naive is None else f"{result.naive[0]:,} of {result.naive[1]:,}",
         "figure": Markup(svg.path_svg(result)),
+        "legend": [(Markup(mark), words) for mark, words in svg.path_legend(result)],
         "points": [
             (f"{float(fit.alpha[i]):g}", f"{float(fit.complied[i]):,.0f}", f"{float(fit.scored[i]):,.0f}", fitted[i])
             for i in drawn
@@ -175,9 +199,9 @@ def _fit(result: PromptResult) -> str:
     if result.method == "naive":
         return f"{hits:,} of {int(np.sum(result.fit.scored)):,}"
     if result.search is None:
-        return f"{hits:,} hit{'s' * (hits != 1)} at {points} alphas"
+        return f"{counted(hits, 'hit')} at {counted(points, 'alpha')}"
     r2 = float(result.estimate.r2)
-    return f"{points} points" + ("" if math.isnan(r2) else f", R² {r2:.2f}")
+    return counted(points, "point") + ("" if math.isnan(r2) else f", R² {r2:.2f}")
 
 
 def _fit_sort(result: PromptResult) -> float:
@@ -191,7 +215,8 @@ def _number(value: float) -> str:
 
 
 def _worst(results: Sequence[PromptResult]) -> dict[str, str] | None:
-    some = [r for r in results if float(r.estimate.log10_rate) > -math.inf]
+    """The highest rate of those that come from a fit: what stands in for one is a bound rather than an estimate."""
+    some = [r for r in results if float(r.estimate.log10_rate) > -math.inf and not unfitted(r)]
     if not some:
         return None
     worst = max(some, key=_place)
@@ -232,7 +257,7 @@ def _truths(results: Sequence[PromptResult]) -> dict[str, Any] | None:
         "ranks": ranks,
         "auroc": None
         if ranks is None
-        else Markup(svg.auroc_svg((ranks.budgets, ranks.naive), ranks.spent, ranks.area)),
+        else Markup(svg.auroc_svg((ranks.budgets, ranks.naive), [("this run", ranks.spent, ranks.area)])),
         "needs": f"more than {_count(float(ranks.budgets[-1]))}" if ranks and needs == math.inf else _count(needs),
     }
 

@@ -15,7 +15,7 @@ SPAN = 1 << 60
 
 def edges_of(mass):
     """Integer upper edges of each entry's share of [0, 2^60)."""
-    limbs = np.asarray(jax.jit(draw.cumulative)(jnp.asarray(mass, jnp.float32)[None]))[:, 0].astype(object)
+    limbs = np.asarray(jax.jit(draw.cumulative)(jnp.asarray(mass, jnp.float32)[:, None]))[:, :, 0].astype(object)
     return limbs[0] * (1 << 40) + limbs[1] * (1 << 20) + limbs[2]
 
 
@@ -50,7 +50,7 @@ def test_inverse_at_the_edges_of_a_tail_entry(tail):
     """Exact: the first and last word of an entry's share select it, their neighbours do not."""
     mass = np.array([0.3, tail, 0.7, 0.0, tail], np.float32)
     edges = edges_of(mass)
-    cumulative = draw.cumulative(jnp.asarray(mass)[None])
+    cumulative = draw.cumulative(jnp.asarray(mass)[:, None])
 
     def selected(number):
         return int(draw.invert(cumulative, jnp.asarray(words_of(number)))[0])
@@ -65,7 +65,7 @@ def test_inverse_at_the_edges_of_a_tail_entry(tail):
 
 
 def test_left_over_words_are_drawn_again_then_go_to_the_most_likely():
-    mass = jnp.asarray([[0.25, 0.5, 0.25]], jnp.float32)
+    mass = jnp.asarray([[0.25], [0.5], [0.25]], jnp.float32)
     beyond, low = words_of(SPAN - 1)[0], words_of(0)[0]
     assert int(draw.draw_entry(mass, jnp.asarray([[beyond, low]]))[0]) == 0
     assert int(draw.draw_entry(mass, jnp.asarray([[beyond, beyond]]))[0]) == 1
@@ -85,7 +85,7 @@ def test_widest_level_keeps_its_sums_exact():
     exact = mass.astype(np.float64) / mass.astype(np.float64).sum()
     np.testing.assert_allclose((width / width.sum()).astype(float), exact, rtol=1e-5)
     with pytest.raises(ValueError, match="at most 4095"):
-        draw.cumulative(jnp.ones((1, draw.MAX_ENTRIES + 1)))
+        draw.cumulative(jnp.ones((draw.MAX_ENTRIES + 1, 1)))
 
 
 @pytest.mark.parametrize("vocab", [5, 128, 172, 1000])
@@ -98,7 +98,7 @@ def test_frequencies(vocab):
     p /= p.sum()
     n = 400_000
     words = jax.random.bits(jax.random.key(vocab), (n, *draw.WORDS), jnp.uint32)
-    tokens = jax.lax.map(lambda w: draw.draw(jnp.asarray(logits)[None], w[None])[0], words, batch_size=10_000)
+    tokens = jax.lax.map(lambda w: draw.draw(jnp.asarray(logits)[:, None], w[None])[0], words, batch_size=10_000)
     counts = np.bincount(np.asarray(tokens), minlength=vocab)
     assert counts[p == 0].sum() == 0
     common = p * n >= 5
@@ -115,7 +115,7 @@ def test_frequency_of_a_rare_token():
     logits = np.full(vocab, np.log((1 - 1e-4) / (vocab - 1)), np.float32)
     logits[rare] = np.log(1e-4)
     words = jax.random.bits(jax.random.key(0), (n, *draw.WORDS), jnp.uint32)
-    shared = jnp.asarray(logits)[None]
+    shared = jnp.asarray(logits)[:, None]
     hits = jax.jit(
         lambda ws: jnp.sum(jax.lax.map(lambda w: draw.draw(shared, w[None])[0] == rare, ws, batch_size=4_000))
     )
@@ -123,7 +123,7 @@ def test_frequency_of_a_rare_token():
 
 
 def test_the_real_vocabulary_fits():
-    logits = jnp.zeros((2, 151_936)).at[:, 151_669:].set(-jnp.inf)
+    logits = jnp.zeros((151_936, 2)).at[151_669:].set(-jnp.inf)
     words = jax.random.bits(jax.random.key(1), (2, *draw.WORDS), jnp.uint32)
     tokens = draw.draw(logits, words)
     assert tokens.shape == (2,) and bool((tokens < 151_669).all())

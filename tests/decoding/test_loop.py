@@ -269,11 +269,16 @@ def test_importance_weights_average_to_one():
     assert abs(weights.mean() - 1) < 4 * error
 
 
+def first(logits):
+    """Logits [2, B, V] with the vocabulary first."""
+    return jnp.moveaxis(jnp.asarray(logits, jnp.float32), -1, 0)
+
+
 @pytest.mark.parametrize(("settings", "support"), [({"top_k": 3}, 3), ({"top_p": 0.6}, None)])
 def test_truncation_after_mixing(settings, support):
     logits = np.random.default_rng(0).normal(0, 2, (2, 5, 40)).astype(np.float32)
     alpha = jnp.asarray([0.0, 0.3, 0.6, 1.0, 1.5])
-    chosen = np.isfinite(path_logits(jnp.asarray(logits), alpha, SamplingSettings(**settings)))
+    chosen = np.isfinite(path_logits(first(logits), alpha, SamplingSettings(**settings))).T
     for row in range(5):
         mixed = float(alpha[row]) * logits[0, row] + (1 - float(alpha[row])) * logits[1, row]
         order = np.argsort(-mixed)
@@ -284,9 +289,9 @@ def test_truncation_after_mixing(settings, support):
 
 
 def test_padding_of_the_vocabulary_stays_out_for_any_alpha():
-    own = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 8)), jnp.float32).at[:, :, 6:].set(-jnp.inf)
+    own = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2, 3)), jnp.float32).at[6:].set(-jnp.inf)
     mixed = path_logits(own, jnp.asarray([-1.0, 0.0, 3.0]), SamplingSettings())
-    assert np.isneginf(np.asarray(mixed[:, 6:])).all() and np.isfinite(np.asarray(mixed[:, :6])).all()
+    assert np.isneginf(np.asarray(mixed[6:])).all() and np.isfinite(np.asarray(mixed[:6])).all()
 
 
 def test_no_step_copies_the_weights():
@@ -346,7 +351,7 @@ def test_log_p_of_a_token_at_a_grid():
     """Against float64 sums over the vocabulary in NumPy, its padding left out."""
     raw = np.random.default_rng(0).normal(0, 4, (2, 6, 50))
     token = np.random.default_rng(1).integers(0, 45, 6)
-    own = model_logits(jnp.asarray(raw, jnp.float32), 45, 0.8)
+    own = model_logits(first(raw), 45, 0.8)
     found = grid_logp(own, jnp.asarray(GRID), jnp.asarray(token), SamplingSettings(temperature=0.8))
     assert found.shape == (6, 4)
     for row, column in itertools.product(range(6), range(4)):

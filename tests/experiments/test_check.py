@@ -48,10 +48,10 @@ def place(tmp_path_factory):
 def here(place, capsys):
     """A program in this process; its exit status, output and errors."""
 
-    def call(main, *flags, **more):
+    def call(main, *flags):
         before = os.umask(0o022)
         try:
-            code, out, err = told_by(capsys, place, main, *flags, **more)
+            code, out, err = told_by(capsys, place, main, *flags)
         finally:
             os.umask(before)
         assert "Traceback" not in err
@@ -144,25 +144,25 @@ def test_damaged_repaired_and_continued(place, here, drawn, case):
     whole, _ = drawn("whole", "--nofigures")
     run = place / case.replace(" ", "-")
     shutil.copytree(whole, run)
-    code, out, _ = here(check.main, str(run), argument="RUN")
+    code, out, _ = here(check.main, str(run))
     there = f"{run}: 3 prompts, {len(RolloutStore(run / 'rollouts'))} rollouts in "
     assert code == 0 and out.startswith(there) and out.endswith(" verdicts: all is well\n")
     damages, said = DAMAGE[case]
     for damage in damages:
         damage(run)
     files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    code, out, _ = here(check.main, str(run), argument="RUN")
+    code, out, _ = here(check.main, str(run))
     assert code == 1 and f"{len(said)} wrong" in out
     for words in said:
         assert f"wrong: {words}" in out
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files, "nothing is changed"
-    code, out, _ = here(check.main, str(run), "--repair", argument="RUN")
+    code, out, _ = here(check.main, str(run), "--repair")
     assert code == 0 and "repaired; the command that began the run goes on with it" in out
     asked = len(sys.modules["counted"].asked)
     _, printed = drawn(run.name, "--nofigures")
     assert ("going on from" in printed) and content(run) == content(whole)
     assert (len(sys.modules["counted"].asked) > asked) == (case != "one shard is gone"), "verdicts that are left stay"
-    assert here(check.main, str(run), argument="RUN")[0] == 0
+    assert here(check.main, str(run))[0] == 0
     assert "nothing to do" in drawn(run.name, "--nofigures")[1]
 
 
@@ -244,23 +244,23 @@ def two_runs(tmp_path):
 
 
 def test_what_cannot_be_repaired_is_not_called_repaired(here, two_runs):
-    code, out, _ = here(check.main, str(two_runs), "--repair", argument="RUN")
+    code, out, _ = here(check.main, str(two_runs), "--repair")
     assert code == 1 and "it is of two runs" in out
     assert "\nrepaired" not in out and "nothing of it can be mended" in out
     (two_runs / ".shared-0").touch()
-    code, out, _ = here(check.main, str(two_runs), "--repair", argument="RUN")
+    code, out, _ = here(check.main, str(two_runs), "--repair")
     assert code == 1 and "\nrepaired, and 1 cannot be\n" in out
 
 
 def test_names_of_files_are_printed_and_not_obeyed(here, two_runs):
     (two_runs / ".shared-\x1b[2J").touch()
-    _, out, _ = here(check.main, str(two_runs), argument="RUN")
+    _, out, _ = here(check.main, str(two_runs))
     assert "note: .shared-\\x1b[2J is what a crash left" in out and "\x1b" not in out
 
 
 @pytest.mark.parametrize("odd", ["--bogus", "--repair=perhaps"])
 def test_a_wrong_flag_is_no_finding(here, two_runs, odd):
-    code, _, err = here(check.main, str(two_runs), odd, argument="RUN")
+    code, _, err = here(check.main, str(two_runs), odd)
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
 
 
@@ -275,5 +275,5 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_cannot_be_checked(here, case):
     flags, message = WRONG[case]
-    code, _, err = here(check.main, *flags, argument="RUN")
+    code, _, err = here(check.main, *flags)
     assert code == 2 and message in err and err.startswith("error: ") and err.count("\n") == 1

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import estimate, judge
 from lpe_jax.records.rollouts import RolloutStore
+from lpe_jax.tiny import world_folder
 from tests.experiments.test_api_judge import by_the_rule, no_certificates  # noqa: F401  the fixture is used by all
 from tests.judging.server import Server
 from tests.programs import told_by
@@ -135,14 +136,14 @@ def test_calls_and_money(dry):
     said = dry(estimate, *flags, "--judge=openai:gpt-5.4-mini")
     assert numbers(r"at most ([\d,]+) calls", said) == (40,) and "give --judge_prices" in said
     said = dry(estimate, *flags, "--judge=openai:gpt-4.1", "--judge_prices=1000000,1000000")
-    money, own, each = re.search(r"about ([\d,.]+), were .*; ([\d,.]+) of it for about (\d+) input", said).groups()
+    own, money, each = re.search(r"at most ([\d,.]+) to ([\d,.]+), in .* about (\d+) tokens a call", said).groups()
     money, own = (float(x.replace(",", "")) for x in (money, own))
     assert money - own == 40 * 2048 and own == pytest.approx(40 * int(each), rel=0.01) and 300 < int(each) < 1000
     assert "no calls" in dry(estimate, *flags, "--judge=jax:nowhere/at-all")
     said = dry(estimate, *flags, "--judge=screen:rules,confirm:openai:gpt-4.1,audit=0.02")
     assert "judge openai:gpt-4.1: at most 40 calls" in said and "2 % of the rest" in said
     said = dry(estimate, *SMALL, *METHODS["lpe"], "--judge=screen:rules,confirm:openai:gpt-4.1,audit=0.02")
-    about, most = numbers(r"about ([\d,]+), at most ([\d,]+) calls", said)
+    about, most = numbers(r"about ([\d,]+) calls, at most ([\d,]+)", said)
     assert 0 < about < most / 2
 
 
@@ -151,7 +152,7 @@ def test_judging_a_stored_run(here, dry, tmp_path):
     assert here(estimate, *SMALL, *METHODS["lpe"], "--limit=2", "--out=run")[0] == 0
     with Server(by_the_rule) as server:
         flags = ["--run=run", f"--judge={server.url}#stub", "--judge_prices=1,4"]
-        (calls,) = numbers(r": ([\d,]+) calls, and 1 to begin with", dry(judge, *flags))
+        (calls,) = numbers(r": ([\d,]+) calls\.", dry(judge, *flags))
         assert not server.asked
         code, _, err = here(judge, *flags)
         assert code == 0, err
@@ -167,7 +168,7 @@ def test_two_judges_over_a_stored_run(here, dry):
     assert here(estimate, *SMALL, *METHODS["lpe"], "--limit=2", "--out=run")[0] == 0
     with Server(by_the_rule) as server:
         flags = ["--run=run", f"--judge=screen:rules,confirm:{server.url}#stub,audit=0.1"]
-        (calls,) = numbers(r": ([\d,]+) calls, and 1 to begin with", dry(judge, *flags))
+        (calls,) = numbers(r": ([\d,]+) calls\.", dry(judge, *flags))
         assert here(judge, *flags)[0] == 0
         assert len(server.asked) == calls + 1
 
@@ -176,6 +177,21 @@ def test_flags_that_do_not_fit(here, tmp_path):
     code, _, err = here(estimate, "--tokens_per_second=5")
     assert code == 2 and "--tokens_per_second goes with --dry_run" in err
     code, _, err = here(judge, "--dry_run", "--judge=rules", "--validate=labels.jsonl")
-    assert code == 2 and "--run is missing" in err
+    assert code == 2 and "RUN is missing" in err
     code, _, err = here(estimate, "--dry_run", f"--prompts={Path(tmp_path) / 'none.csv'}")
     assert code == 2 and "none.csv" in err
+
+
+def test_models_are_looked_for_where_that_costs_nothing(here, dry, tmp_path):
+    (tmp_path / "prompts.txt").write_text("fold a boat\n")
+    (tmp_path / "empty").mkdir()
+    own = ["--prompts=prompts.txt", "--judge=rules"]
+    said = dry(estimate, "--original=maker/model", "--variant=other/model@main", *own)
+    assert "models: maker/model and other/model@main on the hub, not looked for" in said
+    folder = str(world_folder() / "original")
+    said = dry(estimate, f"--original={folder}", "--variant=other/model", *own)
+    assert "models: other/model on the hub" in said
+    assert "on the hub" not in dry(estimate, f"--original={folder}", f"--variant={folder}", *own)
+    for missing, message in (("./nowhere", "'./nowhere' does not exist"), ("./empty", "config.json")):
+        code, _, err = here(estimate, f"--original={folder}", f"--variant={missing}", *own, "--dry_run")
+        assert code == 2 and message in err and err.count("\n") == 1, err

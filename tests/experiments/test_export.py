@@ -156,9 +156,14 @@ def test_the_program(place):
     call = [sys.executable, "-m", "experiments.export", f"--run={place / 'one'}"]
     done = subprocess.run([*call, "--format=csv"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: --out is missing")
-    call += ["--format=csv", f"--out={place / 'few.csv'}", "--sample=1"]
+    call = [*call[:3], str(place / "one")]
+    done = subprocess.run([*call, "--out=few"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "--format is missing, and --out=few does not say it" in done.stderr
+    # By its suffix.
+    call += [f"--out={place / 'few.csv'}", "--sample=1"]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "rollouts of 2 prompts written to" in done.stdout
+    assert (place / "few.csv").read_text().startswith("prompt_id,")
 
 
 def test_an_inspect_log_and_back(place):

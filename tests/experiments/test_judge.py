@@ -192,12 +192,14 @@ def test_what_is_shown_cannot_write_to_the_terminal(place, here):
     code, out, _ = here("--run=path", "--show=30")
     assert code == 0
     assert not any(c != "\n" and not c.isprintable() for c in out)
-    code, out, _ = here("--run=path", "--show=3", "--noshow_texts")
+    code, out, _ = here("path", "--show=3", "--noshow_texts")
     assert code == 0 and "asked: " not in out and out.count(", rollout ") == 6
 
 
 WRONG = {
-    "no run": (["--judge=rules"], "--run is missing"),
+    "no run": (["--judge=rules"], "RUN is missing"),
+    "two runs": (["path", "--run=naive"], "there are two run folders, 'path' and --run=naive; name one of them"),
+    "a third": (["path", "naive"], "unexpected argument 'naive'"),
     "no folder": (["--run=nowhere"], "there is no run.json in it"),
     "no such judge": (["--run=naive", "--judge=rule"], "judge 'rule' is not known"),
     "labels nowhere": (["--run=naive", "--validate=nowhere.jsonl"], "--validate=nowhere.jsonl cannot be read"),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import launch
+from experiments import estimate, launch
+from tests.programs import told_by
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,7 +18,8 @@ def ended(body, *flags, stdout=subprocess.PIPE, unbuffered=""):
     source = f"""
 import errno, os, sys
 from lpe_jax.errors import UserError
-from experiments import launch
+from experiments import estimate, launch
+from tests.programs import told_by
 def main():
     {body}
 launch.run(main)
@@ -98,6 +100,12 @@ def test_flags_that_are_none():
     assert (
         code == 2 and out == "" and err.startswith("error: Unknown command line flag 'bogus'") and err.count("\n") == 1
     )
+
+
+def test_a_flag_that_may_be_meant_is_named(capsys, tmp_path):
+    for wrong, meant in (("--rollouts=3", "--report_rollouts"), ("--tokens=3", "tokens_per_second"), ("--bogus", None)):
+        code, _, err = told_by(capsys, tmp_path, estimate.main, wrong)
+        assert code == 2 and (f"Did you mean: {meant}" in err if meant else "Did you mean" not in err), err
 
 
 def test_messages_are_printed_and_not_obeyed(capsys):

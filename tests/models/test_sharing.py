@@ -229,10 +229,11 @@ def test_hidden_states_are_mixed_where_both_have_one_head(tied):
         hidden = jnp.asarray(rng.standard_normal((2, 4, 16)), jnp.float32)
         logits = pair.head(hidden)
         expected = alpha[:, None] * logits[0] + (1 - alpha)[:, None] * logits[1]
-        np.testing.assert_allclose(pair.mixed_head(hidden, alpha), expected, atol=1e-5 * np.abs(expected).max())
-        products = str(jax.make_jaxpr(pair.mixed_head)(hidden, alpha)).count("dot_general")
-        assert products == 1
-        assert f"f32[{'' if pair.one_head else '2,'}4,64]" in str(jax.make_jaxpr(pair.mixed_head)(hidden, alpha))
+        np.testing.assert_allclose(jnp.moveaxis(pair.logits(hidden), 0, -1), logits, atol=1e-6)
+        np.testing.assert_allclose(pair.mixed_logits(hidden, alpha).T, expected, atol=1e-5 * np.abs(expected).max())
+        program = str(jax.make_jaxpr(pair.mixed_logits)(hidden, alpha))
+        assert program.count("dot_general") == 1
+        assert ("f32[64,4] = dot_general" in program) == pair.one_head
 
 
 def test_without_sums_the_same_is_drawn():

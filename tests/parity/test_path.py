@@ -45,8 +45,8 @@ def test_mixed_logits(models, alpha):
     original, variant, pair = models
     tokens = np.random.default_rng(1).integers(0, NUM_TOKENS, 50)
     raw = jax.jit(lambda p, t, s: p.head(p.forward(t, s)[0]))(pair, tokens[None], jnp.zeros(1, jnp.int32))
-    own = path_step.model_logits(raw[:, 0], NUM_TOKENS, 1.0)
-    ours = path_step.path_logits(own, jnp.full(50, alpha), SamplingSettings())
+    own = path_step.model_logits(jnp.moveaxis(raw[:, 0], -1, 0), NUM_TOKENS, 1.0)
+    ours = path_step.path_logits(own, jnp.full(50, alpha), SamplingSettings()).T
     expected = alpha * torch_model_logits(original, tokens) + (1 - alpha) * torch_model_logits(variant, tokens)
     np.testing.assert_allclose(ours[:, :NUM_TOKENS], expected, atol=1e-4, rtol=0)
     assert np.isneginf(np.asarray(ours[:, NUM_TOKENS:])).all()

@@ -17,11 +17,12 @@ PRICES = JudgeSettings(prices=(2.0, 10.0))
 def test_money_is_a_product():
     (_, money) = call_words(CALLS, PRICES)
     # 500 and 2,000 tokens a call: 0.001 and 0.02.
-    assert "at most about 21.00, were each reply as long as it may be, 2,000 tokens; 1.00 of it" in money
+    assert money.startswith("money: at most 1.00 to 21.00, in the currency of --judge_prices: the former for what is")
+    assert "about 500 tokens a call" in money and "2,000 tokens" in money
     said = "\n".join(call_words(dataclasses.replace(CALLS, expected=100), PRICES))
-    assert "about 100, at most 1,000 calls" in said and "for the 100 calls expected, 0.10 to 2.10" in said
+    assert "about 100 calls, at most 1,000" in said and "money: 0.10 to 2.10 expected, at most 1.00 to 21.00" in said
     (_, money) = call_words(dataclasses.replace(CALLS, measured=(400.0, 100.0)), PRICES)
-    assert money == "money: at most about 1.80, at what a call has cost so far, 0.0018"
+    assert money == "money: at most 1.80 in the currency of --judge_prices, at 0.0018 a call, as it was so far"
 
 
 def test_no_price_is_guessed():
@@ -35,7 +36,7 @@ def test_no_calls_cost_nothing():
 
 def test_hours_are_not_guessed():
     work = Work(prompts=2, open=2, stored=0, most=100, expected=40, tokens=36, prompt_bytes=9)
-    assert work_words(work, None, "", "measure it")[-1] == "hours: unknown; measure it"
+    assert work_words(work, None, "", "measure it")[-1] == "time: unknown; measure it"
     time = work_words(work, 0.1, "said", "")[-1]
     assert time.startswith("time: at most 10.0 h, about 4.0 h expected at 0 tokens/s")
     rollouts, tokens, _ = work_words(work, 0.1, "said", "")

@@ -120,8 +120,8 @@ def test_figure_one_draws_every_method_in_order_of_its_end(tmp_path, figure):
 
 
 def test_methods_are_told_apart():
-    looks = [(_COLOURS[i % len(_COLOURS)], _DASHES[i % len(_DASHES)]) for i in range(28)]
-    assert len(set(looks)) == 28 and len(set(_MARKS)) == len(_MARKS)
+    looks = [(_COLOURS[i % len(_COLOURS)], _DASHES[i % len(_DASHES)]) for i in range(36)]
+    assert len(set(looks)) == 36 and len(set(_MARKS)) == len(_MARKS)
     lightness = [matplotlib.colors.to_rgb(colour) @ np.array([0.2126, 0.7152, 0.0722]) for colour in _COLOURS]
     assert max(lightness) < 0.75  # seen on white
 

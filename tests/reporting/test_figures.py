@@ -111,6 +111,9 @@ def test_overview_chooses_what_to_set_the_estimates_against(tmp_path, axes):
     assert labels(axes()) == ["equal", "estimate", "fallback", "no hit: upper end"]
     drawn = dict(zip(*reversed(axes().get_legend_handles_labels()), strict=True))
     np.testing.assert_allclose(drawn["estimate"].lines[0].get_xdata(), [-4.0])
+    unsure = dataclasses.replace(RESULTS[0], estimate=dataclasses.replace(RESULTS[0].estimate, identified=False))
+    overview_figure([unsure, *RESULTS[1:], naive()], tmp_path / "c.svg")
+    assert labels(axes()) == ["equal", "not identified", "fallback", "no hit: upper end"]
     overview_figure([dataclasses.replace(r, truth=None) for r in RESULTS], tmp_path / "b.svg")
     assert axes().get_xlabel() == "prompts, by estimated rate"
 

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.naive import Naive
 from lpe_jax.estimation.procedure import replay
 from lpe_jax.reporting import ground, views
@@ -127,7 +128,9 @@ def test_a_report_opens_with_the_answer(page):
     assert some.estimated == sum(float(r.estimate.log10_rate) > risk for r in results)
     assert some.surely + some.surely_not + some.undecided == 3
     said = words(page)
-    lead = f"{some.estimated} of 3 prompts are estimated above a rate of 1e-6. On {some.surely} the whole 95 % interval"
+    lead = (
+        f"Estimated above a rate of 1e-6: {some.estimated} of 3 prompts. Whole 95 % interval above it: {some.surely},"
+    )
     assert lead in said and said.index(lead) < said.index("Risk of a deployment") < said.index("How to read a row")
 
 
@@ -210,11 +213,58 @@ def test_several_runs_stand_side_by_side():
         render([])
 
 
+def test_several_runs_stand_in_one_figure():
+    ids = [f"p{i}" for i in range(12)]
+    made = render([contents(ids, name="one"), contents(ids, name="two")])
+    (caption,) = re.findall(r"that all runs have and that comply.*?</figcaption>", made, flags=re.S)
+    assert "1: one (straight line), " in caption and "; 2: two (straight line), " in caption
+    assert ">1</text>" in made and ">2</text>" in made
+    assert "that all runs have" not in render([contents(ids), contents(["other", *ids[:1]])]), "one says nothing"
+
+
+def unfitted(prompt_id):
+    """Nothing complied: the rate is the post's default."""
+    none = result(prompt_id, 0, naive=None)
+    fit, search = (dataclasses.replace(c, complied=np.zeros_like(c.complied)) for c in (none.fit, none.search))
+    made = dataclasses.replace(none, fit=fit, search=search, estimate=LPE().fit(fit, search), complied=0)
+    assert bool(made.estimate.fallback) and float(made.estimate.log10_rate) == -6.0
+    return made
+
+
+def test_what_stands_in_for_a_rate_is_not_the_highest():
+    rare = next(r for r in (result("rare", i) for i in range(99)) if float(r.estimate.log10_rate) < -6.5)
+    run = contents(["rare", "none"], results=[rare, unfitted("none")])
+    said = words(render([run]))
+    assert re.search(
+        r"highest rate: rare, .*?; without 1 prompt whose path could not be fitted 1 of 2rates are identified", said
+    )
+    begun = {"status": "started"}
+    run = contents(["a", "b"], results=[unfitted("a"), unfitted("b")])
+    assert "no hithighest rate; without 2 prompts whose path could not be fitted" in words(render([run]))
+    run = dataclasses.replace(run, record=run.record | begun)
+    assert "none yethighest rate; without 2 prompts whose path could not be fitted yet" in words(render([run]))
+
+
+def test_a_figure_has_a_legend_of_what_is_in_it(page):
+    captions = re.findall(r'<figcaption class="legend">(.*?)</figcaption>', page, flags=re.S)
+    assert len(captions) == 3
+    for word in ("fitted", "search", "estimate", "truth"):
+        assert all(f" {word}" in caption for caption in captions)
+    without = render([contents(IDS[:1], truth=False)])
+    (caption,) = re.findall(r'<figcaption class="legend">(.*?)</figcaption>', without, flags=re.S)
+    assert "truth" not in caption
+
+
+def test_one_of_each_is_no_plural():
+    said = words(render([contents(["a"])]))
+    assert not re.search(r"\b1 (prompts|rollouts|points|hits)\b", said)
+
+
 def test_what_is_wrong_is_said():
     run = contents(IDS, differing=2)
     run = dataclasses.replace(run, record=run.record | {"status": "started"})
     said = words(render([run]))
-    assert "This run is not finished" in said and "2 of 3 prompts have other numbers" in said
+    assert "This run is not finished" in said and "in the run's own estimates.csv: 2 of 3" in said
     assert "No forecast: it takes 8 prompts or more" in said
 
 

@@ -20,7 +20,7 @@ from lpe_jax.estimation.procedure import Draw, Procedure
 from lpe_jax.judging.desk import Item
 from lpe_jax.progress import Watch
 from lpe_jax.records.rollouts import RolloutStore
-from lpe_jax.types import Counts, Estimate, Outcome, Prompt, Request, Rollout, Verdict
+from lpe_jax.types import NO_REASON, Counts, Estimate, Outcome, Prompt, Request, Rollout, Verdict
 
 # So many rollouts may wait for their verdicts; then no further ones are drawn until some have theirs.
 MOST_WAITING = 4096
@@ -69,7 +69,7 @@ class Tally:
         self.outcomes[verdict.outcome] += 1
         self.tokens += len(rollout.tokens)
         if verdict.outcome is Outcome.UNSCORED:
-            self.reasons[str(verdict.fields.get("reason", "no reason given"))] += 1
+            self.reasons[str(verdict.fields.get("reason", NO_REASON))] += 1
         if verdict.outcome is Outcome.COMPLIED:
             self.scores.extend((rollout.alpha, rollout.index, rollout.path_score, rollout.path_variance))
         if verdict.phases is not None:

@@ -74,6 +74,10 @@ class Outcome(enum.StrEnum):
     UNSCORED = "unscored"
 
 
+# What counts as the reason of a verdict that has none.
+NO_REASON = "no reason given"
+
+
 @dataclasses.dataclass(frozen=True)
 class Verdict:
     """An outcome and the judge's raw fields, for whoever checks the judge.

@@ -16,7 +16,7 @@ from lpe_jax.judging.futures import all_of, done, failed
 from lpe_jax.judging.loop import Loop
 from lpe_jax.judging.registry import judge_rollouts
 from lpe_jax.records.ledger import Key, Ledger
-from lpe_jax.types import Outcome, Prompt, Verdict
+from lpe_jax.types import NO_REASON, Outcome, Prompt, Verdict
 
 # So many responses without a single verdict, and the judge counts as broken.
 GIVE_UP = 100
@@ -184,7 +184,7 @@ class Remembered:
 
     def _give_up(self) -> None:
         if not self._scored and self._silent >= GIVE_UP:
-            reason = next(reversed(self._without.values())).fields.get("reason", "no reason given")
+            reason = next(reversed(self._without.values())).fields.get("reason", NO_REASON)
             raise JudgeError(
                 f"judge {self.judge.identity} could score none of the first {self._silent} responses ({reason}); "
                 "mend it and give the same command again: what was drawn is kept"

@@ -25,7 +25,7 @@ from lpe_jax.reporting.text import (
     shorten,
     spreadsheet_safe,
 )
-from lpe_jax.types import Counts, Estimate
+from lpe_jax.types import NO_REASON, Counts, Estimate
 
 # Files of a run, and of a run that is judged again: a row per prompt, and the table as it is printed.
 CSV, TEXT = "estimates.csv", "estimates.txt"
@@ -146,7 +146,7 @@ def notes(result: PromptResult) -> str:
 
 def _why_unscored(reasons: Mapping[str, int]) -> str:
     """The judge's reason that comes up most, where it gave any."""
-    if not reasons:
+    if not set(reasons) - {NO_REASON}:
         return ""
     reason = max(sorted(reasons), key=reasons.__getitem__)
     return f", {'mostly' if len(reasons) > 1 else 'all'} for this reason: {shorten(reason, 120)}"

@@ -51,15 +51,16 @@ def main(run: str) -> None:
     if found.well and read_run(where)["status"] != "finished":
         said, again = f"{said}; the run is not finished, and the command that began it goes on with it", True
     print(printable(f"{where}: {', '.join(found.there) or 'nothing drawn yet'}: {said}"))
-    if again and (command := _command(where)):
+    if again and (command := _command(where, read_run(where))):
         print(printable(f"  {command}"))
     sys.exit(1 if found.wrong else 0)
 
 
-def _command(folder: Path) -> str:
+def _command(where: Path, record: dict | None) -> str:
     """What that command is, where the folder knows it."""
-    flagfile, program = folder / "flags.txt", "sample" if (folder / "bank").is_dir() else "estimate"
-    call = ["python", "-m", f"experiments.{program}", f"--flagfile={flagfile}", f"--out={folder}"]
+    program = "estimate" if record is None or "procedure" in record["settings"] else "sample"
+    flagfile = where / "flags.txt"
+    call = ["python", "-m", f"experiments.{program}", f"--flagfile={flagfile}", f"--out={where}"]
     return shlex.join(call) if flagfile.is_file() else ""
 
 

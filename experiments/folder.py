@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from absl import flags
 
-flags.DEFINE_string("run", None, "Run folder of experiments.estimate; it may as well be given without a flag.")
+flags.DEFINE_string("run", None, "A run folder; it may as well be given without a flag.")

@@ -42,8 +42,8 @@ def run(main: Callable[..., None]) -> None:
         several = takes is not None and takes.kind is takes.VAR_POSITIONAL
         most = math.inf if several else int(takes is not None)
         if takes is not None and "run" in FLAGS and FLAGS.run is not None:
-            if len(given) == most:
-                fail(f"there are two run folders, {given[0]!r} and --run={FLAGS.run}; name one of them")
+            if given:
+                fail(f"run folders are named in two ways, {given[0]!r} and --run={FLAGS.run}; choose one of them")
             given.append(FLAGS.run)
         if len(given) > most:
             fail(f"unexpected argument {given[int(most)]!r}; options are written --name=value, see --help")

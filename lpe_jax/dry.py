@@ -18,6 +18,7 @@ import jax
 
 from lpe_jax import live
 from lpe_jax.asked import Asked
+from lpe_jax.errors import CheckpointError
 from lpe_jax.estimation.expectation import expected_draws
 from lpe_jax.job import Job, is_finished
 from lpe_jax.judging.base import RemoteJudge
@@ -219,6 +220,8 @@ def _models(asked: Asked) -> list[str]:
       CheckpointError: one that is to be on this machine is not, or its config or list of tensors cannot be used.
     """
     away = []
+    if asked.folder is not None and not asked.folder.is_dir():
+        raise CheckpointError(f"--world={asked.folder} is no folder")
     for source in asked.sources:
         if local_folder(source) is None:
             away.append(source)

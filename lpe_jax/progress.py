@@ -125,6 +125,7 @@ class Progress(Watch):
         self._of_finished: list[int] = []
         # From the first that is new: what comes before is loading and compiling.
         self._looks: deque[tuple[float, int, int, int]] = deque(maxlen=_LOOKS)
+        self._skipped = 0, 0  # drawn and judged when the phase began
 
     def expect(
         self, phase: str, prompt_ids: Iterable[str], most: int, *, exact: bool, later: int = 0, done: int = 0
@@ -139,6 +140,9 @@ class Progress(Watch):
         self._phase, self._most, self._exact, self._later = phase, most, exact, later
         self._open, self._of_finished = {prompt_id: [0, 0] for prompt_id in prompt_ids}, []
         self._done = max(self._done, done)
+        # Another phase may compile programs of its own.
+        self._looks.clear()
+        self._skipped = self._drawn, self._fresh()
         self.tick()
 
     def ordered(self, prompt_id: str, n: int) -> None:
@@ -184,7 +188,7 @@ class Progress(Watch):
         """Shows and writes what is due; to be called often."""
         now = self._clock()
         fresh = self._fresh()
-        if now - self._looks[-1][0] >= _LOOK if self._looks else self._drawn or fresh:
+        if now - self._looks[-1][0] >= _LOOK if self._looks else (self._drawn, fresh) != self._skipped:
             self._looks.append((now, self._drawn, self._tokens, fresh))
         self._line.show(self.words)
         if now - self._written >= _FILE:
@@ -331,7 +335,8 @@ def mark_stopped(folder: Path) -> None:
     with contextlib.suppress(RunError, ValueError, AttributeError):
         told = json.loads(read_bytes(folder / NAME))
         if told.get("state") == "finished":
-            write_json(folder / NAME, told | {"state": "stopped", "updated": _now()})
+            left = {"rollouts_left": None, "eta_seconds": None}
+            write_json(folder / NAME, told | {"state": "stopped", "updated": _now()} | left)
 
 
 def _rate(each_second: float) -> str:

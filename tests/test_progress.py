@@ -186,6 +186,13 @@ def test_time_to_load_and_to_compile_is_no_part_of_a_speed(tmp_path, clock):
     for _ in range(4):
         draw(progress, clock)
     assert progress.status()["rollouts_per_second"] == 10 and progress.status()["eta_seconds"] == 180 / 10
+    progress.expect("checking", ["a", "b"], 30, exact=True)
+    clock.now += 300
+    progress.tick()
+    assert progress.status()["eta_seconds"] is None
+    for _ in range(4):
+        draw(progress, clock)
+    assert progress.status()["rollouts_per_second"] == 10 and progress.status()["eta_seconds"] == 2
 
 
 def test_stored_rollouts_make_nothing_quicker(tmp_path, clock):

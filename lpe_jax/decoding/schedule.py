@@ -74,6 +74,8 @@ class Schedule:
         for number in running_dry:
             self._recall(self._groups[number])
         moved = self._move()
+        # One that had nothing left but what was recalled has another prompt already.
+        running_dry -= moved.keys()
         self._recall_uneven(running_dry)
         given: list[tuple[int, int, int, Request]] = []
         # In turns, so that all groups of a prompt have something to go on with.
@@ -96,8 +98,8 @@ class Schedule:
     def _move(self) -> dict[int, str]:
         """Prompts for the groups that have nothing to do. Returns those that have another one now.
 
-        A prompt without a group comes first, whichever has waited longest; then the one with most requests to each of
-        its groups.
+        A group keeps its prompt if no other has it: it would have to be computed anew. Else a prompt without a group
+        comes first, whichever has waited longest; then the one with most requests to each of its groups.
         """
         free = [number for number, group in enumerate(self._groups) if not group.held]
         if not free:
@@ -110,10 +112,8 @@ class Schedule:
                 backlog[group.prompt_id] = backlog.get(group.prompt_id, 0) + len(group.held) - self.rows
         left = {prompt_id: n for prompt_id, n in backlog.items() if n > 0}
         moved = {}
-        while free and left:
-            prompt_id = min(left, key=lambda p: -backlog[p] / (1 + groups[p]) if p in groups else -math.inf)
-            # Its own last one rather than another's: nothing has to be copied.
-            number = next((n for n in free if self._groups[n].prompt_id == prompt_id), free[0])
+
+        def take(number: int, prompt_id: str) -> None:
             free.remove(number)
             if self._groups[number].prompt_id != prompt_id:
                 self._groups[number].prompt_id = moved[number] = prompt_id
@@ -121,6 +121,14 @@ class Schedule:
             left[prompt_id] -= self.rows
             if left[prompt_id] <= 0:
                 del left[prompt_id]
+
+        for number in tuple(free):
+            own = self._groups[number].prompt_id
+            if own in left and own not in groups:
+                take(number, own)
+        while free and left:
+            prompt_id = min(left, key=lambda p: -backlog[p] / (1 + groups[p]) if p in groups else -math.inf)
+            take(next((n for n in free if self._groups[n].prompt_id == prompt_id), free[0]), prompt_id)
         return moved
 
     def _recall_uneven(self, running_dry: set[int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from lpe_jax.judging.settings import JudgeSettings
-from lpe_jax.reporting.text import duration
+from lpe_jax.reporting.text import counted, duration
 
 # Bytes on disk: of a rollout and of each of its tokens with its text, of a verdict that is remembered, of a row of a
 # bank and of each alpha in it. Measured with text like English; docs/reliability.md has the first three.
@@ -72,14 +72,13 @@ def work_words(work: Work, speed: float | None, said: str, advice: str) -> list[
     """
     lines = []
     if work.stored or work.open < work.prompts:
-        lines.append(
-            f"there: {work.stored:,} rollouts; {work.prompts - work.open:,} of {work.prompts:,} prompts are done"
-        )
+        done = work.prompts - work.open
+        lines.append(f"there: {counted(work.stored, 'rollout')}; {done:,} of {work.prompts:,} prompts are done")
     if work.most == work.expected:
-        lines.append(f"rollouts: {work.most:,}, of {work.open:,} prompts")
+        lines.append(f"rollouts: {work.most:,}, of {counted(work.open, 'prompt')}")
     else:
         lines.append(
-            f"rollouts: about {work.expected:,}, at most {work.most:,}, of {work.open:,} prompts (the former "
+            f"rollouts: about {work.expected:,}, at most {work.most:,}, of {counted(work.open, 'prompt')} (the former "
             f"{EXPECTED})"
         )
     most = work.most * work.tokens
@@ -112,8 +111,10 @@ def call_words(calls: Calls, settings: JudgeSettings) -> list[str]:
     """Calls and money of one judge."""
     if not calls.most:
         return [f"judge {calls.judge}: no calls"]
-    most = f"{'' if calls.exact else 'at most '}{calls.most:,}"
-    number = f"{most} calls" if calls.expected is None else f"about {calls.expected:,} calls, {most}"
+    bound = "" if calls.exact else "at most "
+    number = f"{bound}{counted(calls.most, 'call')}"
+    if calls.expected is not None:
+        number = f"about {counted(calls.expected, 'call')}, {bound}{calls.most:,}"
     found = [
         f"judge {calls.judge}: {number}{calls.why}. Beside them: 1 call that tries whether it answers, and up to 2 "
         "more where a reply holds no verdict"
@@ -135,8 +136,8 @@ def call_words(calls: Calls, settings: JudgeSettings) -> list[str]:
         return found
     about = "" if calls.expected is None else f"{calls.expected * low:,.2f} to {calls.expected * high:,.2f} expected, "
     found.append(
-        f"money: {about}at most {calls.most * low:,.2f} to {calls.most * high:,.2f}, in the currency of "
-        f"--judge_prices: the former for what is sent, about {each:,.0f} tokens a call, the latter were every reply as "
+        f"money: {about}{bound}{calls.most * low:,.2f} to {calls.most * high:,.2f}, in the currency of --judge_prices: "
+        f"the former for what is sent, about {each:,.0f} tokens a call, the latter were every reply as "
         f"long as it may be, {calls.output_tokens:,} tokens. --judge_budget stops a run before a sum"
     )
     return found

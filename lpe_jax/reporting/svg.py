@@ -14,7 +14,7 @@ import numpy as np
 
 from lpe_jax.reporting.curves import curve_of
 from lpe_jax.reporting.figures import bottom_of, points_of
-from lpe_jax.reporting.table import PromptResult, stood_by
+from lpe_jax.reporting.table import PromptResult, stood_by, unfitted
 from lpe_jax.reporting.text import format_interval, format_rate, printable
 
 LEFT, RIGHT, TOP, FOOT = 66, 14, 12, 48
@@ -95,7 +95,7 @@ def path_svg(result: PromptResult) -> str:
     at = frame.at(float(alpha[0]) if len(alpha) == 1 else 1.0)
     if math.isfinite(point):
         parts.append(_bar(frame, at, *ends, "estimate"))
-        kind = "estimate open" if bool(estimate.fallback) else "estimate"
+        kind = "estimate open" if unfitted(result) else "estimate"
         parts.append(f'<path class="{kind}" d="{_star(at, frame.up(point))}"/>')
     if math.isfinite(truth):
         spread = 1.96 * error if math.isfinite(error) else 0.0
@@ -123,9 +123,13 @@ def path_legend(result: PromptResult) -> list[tuple[str, str]]:
         (bool(zero.any()), '<path class="hollow" d="M4 3h8l-4 6.5z"/>', "none complied: upper end"),
         (searched, '<path class="search" d="M5.5 3.5l5 5m0-5l-5 5"/>', "search"),
         (curve_of(result) is not None, '<path class="fit" d="M1 6H15"/>', "fit, and what its interval allows"),
-        (there and not bool(estimate.fallback), f'<path class="estimate" d="{star}"/>', "estimate"),
-        (there and bool(estimate.fallback), f'<path class="estimate open" d="{star}"/>', "stands in for an estimate"),
-        (result.truth is not None, '<path class="truth" d="M8 1l5 5l-5 5l-5-5z"/>', "truth"),
+        (there and not unfitted(result), f'<path class="estimate" d="{star}"/>', "estimate"),
+        (there and unfitted(result), f'<path class="estimate open" d="{star}"/>', "stands in for an estimate"),
+        (
+            result.truth is not None and math.isfinite(result.truth[0]),
+            '<path class="truth" d="M8 1l5 5l-5 5l-5-5z"/>',
+            "truth",
+        ),
     )
     return [
         (f'<svg class="figure mark" viewBox="0 0 16 12" aria-hidden="true">{mark}</svg>', words)

@@ -99,8 +99,11 @@ def ranks_compared(runs: Sequence[RunContents]) -> dict[str, Any] | None:
     known of them.
     """
     shared = set.intersection(*({r.prompt_id for r in ground.known(run.results)} for run in runs))
-    ranks = [ground.ranked([r for r in run.results if r.prompt_id in shared]) for run in runs]
-    if any(rank is None for rank in ranks):
+    of_shared = [[r for r in run.results if r.prompt_id in shared] for run in runs]
+    ranks = [ground.ranked(results) for results in of_shared]
+    # Prompts may be called alike in two worlds.
+    truths = {frozenset((r.prompt_id, r.truth[0]) for r in results) for results in of_shared}
+    if any(rank is None for rank in ranks) or len(truths) > 1:
         return None
     some = ranks[0]
     stars = [(str(number), rank.spent, rank.area) for number, rank in enumerate(ranks, start=1)]
@@ -187,7 +190,7 @@ def _interval(result: PromptResult) -> str:
 def _state(result: PromptResult) -> str:
     if result.contradicted:
         return "contradicted"
-    if bool(result.estimate.fallback):
+    if unfitted(result):
         return "fallback"
     if float(result.estimate.log10_rate) == -math.inf:
         return "nohit"

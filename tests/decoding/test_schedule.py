@@ -97,6 +97,42 @@ def test_a_prompt_without_a_group_comes_to_its_turn():
     assert len(served) == 2001 and served.index("few") < 200
 
 
+def test_a_group_keeps_a_prompt_that_asks_again():
+    """As an adaptive procedure does, order by order; else every order would have its prompt computed anew."""
+    schedule, moves = Schedule(4, 2, 8), 0
+    for order in range(10):
+        for prompt in range(8):
+            schedule.add([Request(f"p{prompt}", 0.5, 2 * order + i) for i in range(2)])
+        while schedule.held or schedule.waiting:
+            moved, given = schedule.hand_out()
+            moves += len(moved)
+            schedule.take(schedule.queues()[1])
+            finished = np.zeros((4, 8), int)
+            for group, ticket, serial, _ in given:
+                finished[group, ticket] = serial
+            schedule.finish(finished)
+    # Four of the eight are there when an order begins, and the other four take their groups.
+    assert moves == 8 + 9 * 4
+
+
+def test_a_group_that_ran_dry_and_has_another_prompt_is_given_requests():
+    """It had queued requests alone, as where all rows end with the last step of a look."""
+    schedule = Schedule(2, 1, 4)
+    schedule.add([Request("long", 1.0, i) for i in range(100)])
+    _, given = schedule.hand_out()
+    schedule.take(np.array([1, 1]))
+    finished = np.zeros((2, 4), int)
+    for group in (0, 1):
+        _, ticket, serial, _ = next(g for g in given if g[0] == group)
+        finished[group, ticket] = serial
+    schedule.finish(finished)
+    schedule.add([Request("few", 1.0, 0)])
+    moved, given = schedule.hand_out()
+    assert list(moved.values()) == ["few"]
+    (number,) = moved
+    assert [request for group, _, _, request in given if group == number] == [Request("few", 1.0, 0)]
+
+
 def test_prompts_share_groups_by_what_is_asked_of_each():
     schedule = Schedule(8, 4, 16)
     schedule.add([Request("many", 1.0, i) for i in range(300)] + [Request("few", 1.0, i) for i in range(100)])

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import hashlib
+import json
 import os
 import shutil
 import sqlite3
@@ -156,8 +157,11 @@ def test_damaged_repaired_and_continued(place, here, drawn, case):
     for words in said:
         assert f"wrong: {words}" in out
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files, "nothing is changed"
+    (run / "status.json").write_text('{"state": "finished", "rollouts_left": 0}')
     code, out, _ = here(check.main, str(run), "--repair")
     assert code == 0 and "repaired; the command that began the run goes on with it" in out
+    assert out.endswith(f"  python -m experiments.estimate --flagfile={run / 'flags.txt'} --out={run}\n")
+    assert json.loads((run / "status.json").read_text())["state"] == "stopped"
     asked = len(sys.modules["counted"].asked)
     _, printed = drawn(run.name, "--nofigures")
     assert ("going on from" in printed) and content(run) == content(whole)

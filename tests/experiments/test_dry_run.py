@@ -66,7 +66,7 @@ def numbers(pattern, text):
 
 
 def most_of(text):
-    return numbers(r"rollouts: .*?([\d,]+), of [\d,]+ prompts", text)[0]
+    return numbers(r"rollouts: .*?([\d,]+), of [\d,]+ prompts?", text)[0]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -198,7 +198,10 @@ def test_what_is_shown_cannot_write_to_the_terminal(place, here):
 
 WRONG = {
     "no run": (["--judge=rules"], "RUN is missing"),
-    "two runs": (["path", "--run=naive"], "there are two run folders, 'path' and --run=naive; name one of them"),
+    "two runs": (
+        ["path", "--run=naive"],
+        "run folders are named in two ways, 'path' and --run=naive; choose one of them",
+    ),
     "a third": (["path", "naive"], "unexpected argument 'naive'"),
     "no folder": (["--run=nowhere"], "there is no run.json in it"),
     "no such judge": (["--run=naive", "--judge=rule"], "judge 'rule' is not known"),

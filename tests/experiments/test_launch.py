@@ -18,8 +18,7 @@ def ended(body, *flags, stdout=subprocess.PIPE, unbuffered=""):
     source = f"""
 import errno, os, sys
 from lpe_jax.errors import UserError
-from experiments import estimate, launch
-from tests.programs import told_by
+from experiments import launch
 def main():
     {body}
 launch.run(main)

@@ -407,7 +407,7 @@ def test_a_sweep_is_known_beforehand(place, share_prefixes):
     assert 0 < now["tokens"] <= 250 and now["hits"] + now["unscored"] <= 50
     known = dataclasses.replace(sweep, limit=3)
     said = "\n".join(dry.of_sweep(known, out=str(out), asked=asked, speed=None))
-    assert "there: 50 rollouts; 2 of 3 prompts are done\nrollouts: 25, of 1 prompts" in said
+    assert "there: 50 rollouts; 2 of 3 prompts are done\nrollouts: 25, of 1 prompt" in said
     assert "time: unknown; give --tokens_per_second" in said
 
 

@@ -240,7 +240,7 @@ def test_what_stands_in_for_a_rate_is_not_the_highest():
     )
     begun = {"status": "started"}
     run = contents(["a", "b"], results=[unfitted("a"), unfitted("b")])
-    assert "no hithighest rate; without 2 prompts whose path could not be fitted" in words(render([run]))
+    assert "nonehighest rate; without 2 prompts whose path could not be fitted" in words(render([run]))
     run = dataclasses.replace(run, record=run.record | begun)
     assert "none yethighest rate; without 2 prompts whose path could not be fitted yet" in words(render([run]))
 

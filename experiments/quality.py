@@ -11,9 +11,13 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "judge_sensitivity",
     None,
-    "k/n: the judge said so of k of n rollouts known to comply. Corrects rates for its errors.",
+    "k/n: of n rollouts known to comply the judge called k compliant, as 95/100. Corrects rates for its errors.",
 )
-flags.DEFINE_string("judge_specificity", None, "k/n: likewise of n rollouts known to refuse. Give both or neither.")
+flags.DEFINE_string(
+    "judge_specificity",
+    None,
+    "k/n: of n rollouts known to refuse the judge called k refused, as 990/1000. Give both or neither.",
+)
 
 QUALITY_FLAGS = ("judge_sensitivity", "judge_specificity")
 

@@ -191,7 +191,7 @@ def _calls(asked: Asked, work: Work, folder: Path | None, open_: Sequence[Prompt
             continue
         one = make_judge(name, dataclasses.replace(asked.judge_settings, key_env=None))
         expected = None if work.expected == work.most else work.expected
-        why = ", one for each response that is unlike the others"
+        why = ", one for each distinct response"
         if number == 1:
             hits, share = work.expected_hits, two[2]
             expected = None if hits is None else round(hits + share * (work.expected - hits))

@@ -27,7 +27,7 @@ from lpe_jax.records.files import CURE
 from lpe_jax.records.index import Index
 from lpe_jax.records.prompts import read_prompts
 from lpe_jax.records.rollouts import FOLDER, RolloutStore
-from lpe_jax.records.run import read_made, read_run
+from lpe_jax.records.run import no_run_folder, read_made, read_run
 from lpe_jax.reporting.columns import rows_of
 from lpe_jax.reporting.table import CSV, PromptResult
 from lpe_jax.results import phases_of, result_of, results_of
@@ -145,9 +145,9 @@ def open_stored(folder: Path) -> Stored:
     Raises:
       RunError: it is none, or is damaged.
     """
-    record = read_run(folder)
+    record = read_run(folder) if folder.is_dir() else None
     if record is None:
-        raise RunError(f"{folder} is no run folder: there is no run.json in it")
+        raise no_run_folder(folder)
     if "procedure" not in record["settings"]:
         raise RunError(f"{folder} is a bank, which keeps few responses; name a run of experiments.estimate")
     prompts = read_prompts(folder, record["asked"]["prompt_texts"])

@@ -27,7 +27,7 @@ from lpe_jax.records.ledger import NAME as LEDGER
 from lpe_jax.records.ledger import check_ledger, salvage
 from lpe_jax.records.noted import gone, note_of
 from lpe_jax.records.rollouts import from_table
-from lpe_jax.records.run import COPY, NAME, read_record, write_record
+from lpe_jax.records.run import COPY, NAME, no_run_folder, read_record, write_record
 from lpe_jax.records.shard import read_shard, write_manifest
 from lpe_jax.records.survey import Survey, survey
 from lpe_jax.types import Request, Rollout
@@ -258,7 +258,7 @@ class Check:
             if log.with_name(log.name.rpartition("-")[0]) not in ledgers:
                 self._taken(log, "is there without its ledger", "its verdicts are asked for again", again=True)
         if ledgers:
-            self.there.append(f"{verdicts:,} verdicts")
+            self.there.append(f"{verdicts:,} verdicts on responses that differ")
 
     def _mend_ledger(self, path: Path) -> None:
         mended, readable = path.with_name(f".{path.name}.tmp-{os.getpid()}"), path.is_file()
@@ -303,7 +303,7 @@ def held(folder: Path, *, to_write: bool) -> Iterator[None]:
       RunError: it is none, one of them is at it, or it cannot be written to.
     """
     if not any((folder / name).is_file() for name in (NAME, COPY)):
-        raise RunError(f"{folder} is no run folder: there is no {NAME} in it")
+        raise no_run_folder(folder)
     with contextlib.ExitStack() as stack:
         for lock in {folder / ".lock", *folder.glob(".lock-*")}:
             try:

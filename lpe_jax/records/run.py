@@ -174,6 +174,12 @@ def check_folder(folder: Path) -> dict[str, Any] | None:
     return record
 
 
+def no_run_folder(folder: Path) -> RunError:
+    """What to say of a folder that holds no run."""
+    why = f"there is no {NAME} in it" if folder.is_dir() else "it is a file" if folder.exists() else "it is not there"
+    return RunError(f"{folder} is no run folder: {why}")
+
+
 def read_run(folder: Path) -> dict[str, Any] | None:
     """run.json of a folder, or None when there is none.
 

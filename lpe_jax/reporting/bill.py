@@ -12,7 +12,7 @@ from lpe_jax.reporting.text import counted, duration
 ROLLOUT_BYTES, TOKEN_BYTES, VERDICT_BYTES, ROW_BYTES, ALPHA_BYTES = 32, 5, 440, 60, 4
 # Characters of English in a token of the usual tokenizers, about.
 CHARACTERS = 4
-EXPECTED = "over paths as the default prior has them; the prompts may be unlike it"
+EXPECTED = "if paths are as the default prior of --method=path has them"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def work_words(work: Work, speed: float | None, said: str, advice: str) -> list[
         lines.append(f"rollouts: {work.most:,}, of {counted(work.open, 'prompt')}")
     else:
         lines.append(
-            f"rollouts: about {work.expected:,}, at most {work.most:,}, of {counted(work.open, 'prompt')} (the former "
+            f"rollouts: about {work.expected:,}, at most {work.most:,}, of {counted(work.open, 'prompt')} (about: "
             f"{EXPECTED})"
         )
     most = work.most * work.tokens
@@ -134,10 +134,15 @@ def call_words(calls: Calls, settings: JudgeSettings) -> list[str]:
         found.append(f"money: {about}at most {calls.most * cost:,.2f} in the currency of --judge_prices, at "
                      f"{cost:.3g} a call, as it was so far")  # fmt: skip
         return found
-    about = "" if calls.expected is None else f"{calls.expected * low:,.2f} to {calls.expected * high:,.2f} expected, "
+    rows = [(f"{bound}{counted(calls.most, 'call')}", calls.most)]
+    if calls.expected is not None:
+        rows.insert(0, (f"about {counted(calls.expected, 'call')}", calls.expected))
+    found += [
+        f"money for {words}: {n * low:,.2f} for what is sent, up to {n * high:,.2f} with what is answered"
+        for words, n in rows
+    ]
     found.append(
-        f"money: {about}{bound}{calls.most * low:,.2f} to {calls.most * high:,.2f}, in the currency of --judge_prices: "
-        f"the former for what is sent, about {each:,.0f} tokens a call, the latter were every reply as "
-        f"long as it may be, {calls.output_tokens:,} tokens. --judge_budget stops a run before a sum"
+        f"  (in the currency of --judge_prices; a call sends about {each:,.0f} tokens, and an answer may have "
+        f"{calls.output_tokens:,}; --judge_budget stops a run before a sum)"
     )
     return found

@@ -105,10 +105,23 @@ def ranked(results: Sequence[PromptResult], seed: int = 0) -> Ranked | None:
     return Ranked(int(positive.sum()), len(results), area, spent, budgets, naive)
 
 
+def fitted_at_one(result: PromptResult) -> tuple[int, int]:
+    """(complied, scored) of the rollouts at alpha = 1 that the estimate was fitted to."""
+    cells = (np.asarray(result.fit.alpha) == 1.0) & np.asarray(result.estimate.used, bool)
+    complied, scored = (int(np.sum(np.asarray(x)[cells])) for x in (result.fit.complied, result.fit.scored))
+    return complied, scored
+
+
 def against_naive(results: Sequence[PromptResult]) -> tuple[int, int, float] | None:
-    """(complied, scored, expected) over all naive rollouts beside: how many complied, and by the rates would have."""
-    pairs = [(r.naive, 10.0 ** float(r.estimate.log10_rate)) for r in results if r.naive is not None]
-    if not pairs:
+    """(complied, scored, expected) over all naive rollouts beside that nothing was fitted to: how many complied, and by
+    the rates would have.
+    """
+    pairs = []
+    for r in results:
+        if r.naive is not None:
+            (k, n), (own_k, own_n) = r.naive, fitted_at_one(r)
+            pairs.append(((k - own_k, n - own_n), 10.0 ** float(r.estimate.log10_rate)))
+    if not any(n for (_, n), _ in pairs):
         return None
     return (
         sum(naive[0] for naive, _ in pairs),

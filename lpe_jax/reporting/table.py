@@ -164,7 +164,8 @@ def _why_not(result: PromptResult) -> str:
     said = "the path may be far from straight" if result.search is not None else "paths bend unlike the fitted curve"
     rate = float(result.estimate.log10_rate)
     if -12 < rate < 0:
-        said += f"; at this rate 10 hits take {_round_up(10 / 10**rate):,} naive rollouts"
+        said += "; --method=path may tell," if result.method == "lpe" else ";"
+        said += f" {_round_up(10 / 10**rate):,} naive rollouts would, with ten hits at this rate"
     return said
 
 
@@ -293,7 +294,7 @@ def prompt_line(result: PromptResult, done: int, total: int, final: bool = True)
     """The line printed when a prompt is finished: which, the rate, the truth if known, what it cost, what to mind.
 
     Args:
-      final: nothing of it changes any more; otherwise it says that it is from the prompt's own rollouts alone.
+      final: nothing of it changes any more; otherwise it says so, as it is from the prompt's own rollouts alone.
     """
     estimate = result.estimate
     parts = [
@@ -302,7 +303,7 @@ def prompt_line(result: PromptResult, done: int, total: int, final: bool = True)
         format_interval(float(estimate.log10_rate), float(estimate.low), float(estimate.high)),
     ]
     if not final:
-        parts.append("by itself")
+        parts.append("(before prompts are fitted together)")
     if result.truth is not None:
         parts.append(f"(truth {format_rate(float(result.truth[0]))})")
     parts.append(f"{int(estimate.rollouts)} rollouts")

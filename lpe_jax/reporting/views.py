@@ -46,6 +46,7 @@ def run_view(contents: RunContents, number: int, options: Options) -> dict[str, 
     return {
         "key": f"r{number}",
         "name": printable(contents.name),
+        "method": METHODS.get(contents.method, contents.method),
         "about": _about(contents),
         "finished": contents.finished,
         "differing": contents.differing,
@@ -85,13 +86,22 @@ def compared(runs: Sequence[RunContents]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "id": printable(prompt_id),
-                "cells": [None if r is None else {"text": _interval(r), "sort": _number(_place(r))} for r in cells],
+                "cells": [None if r is None else _cell(r) for r in cells],
                 "truth": next((format_rate(r.truth[0]) for r in cells if r is not None and r.truth is not None), ""),
-                "apart": f"{10 ** min(max(places) - min(places), 99):,.3g}" if len(places) > 1 else "",
+                "apart": f"× {10 ** min(max(places) - min(places), 99):,.3g}" if len(places) > 1 else "",
                 "apart_sort": _number(max(places) - min(places)) if len(places) > 1 else "-1",
             }
         )
     return rows
+
+
+def _cell(result: PromptResult) -> dict[str, str]:
+    state = _state(result)
+    return {
+        "text": _interval(result),
+        "sort": _number(_place(result)),
+        "state": "" if state == "identified" else STATES[state],
+    }
 
 
 def ranks_compared(runs: Sequence[RunContents]) -> dict[str, Any] | None:
@@ -149,7 +159,7 @@ def _row(
         "notes": said,
         "brief": said.removeprefix("not identified: "),
         "truth": "" if result.truth is None else format_rate(result.truth[0]),
-        "naive": "" if result.naive is None else f"{result.naive[0]:,} of {result.naive[1]:,}",
+        "naive": _naive(result),
         "figure": Markup(svg.path_svg(result)),
         "legend": [(Markup(mark), words) for mark, words in svg.path_legend(result)],
         "points": [
@@ -168,6 +178,14 @@ def _row(
             for shown in contents.shown.get(result.prompt_id, ())
         ],
     }
+
+
+def _naive(result: PromptResult) -> str:
+    if result.naive is None:
+        return ""
+    fitted = ground.fitted_at_one(result)[1]
+    said = f"{result.naive[0]:,} of {result.naive[1]:,} complied"
+    return said + (f"; {fitted:,} of them are fitted, the others check the fit" if fitted else "")
 
 
 def _turns(prompt: Prompt) -> list[tuple[str, str, int]]:
@@ -276,6 +294,7 @@ def _saved(results: Sequence[PromptResult]) -> dict[str, str] | None:
         "spent": f"{spent:,.0f}",
         "factor": _count(naive / spent),
         "less": naive <= spent,
+        "all": prompts == len(results),
     }
 
 

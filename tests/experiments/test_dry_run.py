@@ -136,7 +136,8 @@ def test_calls_and_money(dry):
     said = dry(estimate, *flags, "--judge=openai:gpt-5.4-mini")
     assert numbers(r"at most ([\d,]+) calls", said) == (40,) and "give --judge_prices" in said
     said = dry(estimate, *flags, "--judge=openai:gpt-4.1", "--judge_prices=1000000,1000000")
-    own, money, each = re.search(r"at most ([\d,.]+) to ([\d,.]+), in .* about (\d+) tokens a call", said).groups()
+    own, money = re.search(r"40 calls: ([\d,.]+) for what is sent, up to ([\d,.]+) with", said).groups()
+    each = re.search(r"a call sends about (\d+) tokens", said)[1]
     money, own = (float(x.replace(",", "")) for x in (money, own))
     assert money - own == 40 * 2048 and own == pytest.approx(40 * int(each), rel=0.01) and 300 < int(each) < 1000
     assert "no calls" in dry(estimate, *flags, "--judge=jax:nowhere/at-all")

@@ -203,7 +203,7 @@ WRONG = {
         "run folders are named in two ways, 'path' and --run=naive; choose one of them",
     ),
     "a third": (["path", "naive"], "unexpected argument 'naive'"),
-    "no folder": (["--run=nowhere"], "there is no run.json in it"),
+    "no folder": (["--run=nowhere"], "nowhere is no run folder: it is not there"),
     "no such judge": (["--run=naive", "--judge=rule"], "judge 'rule' is not known"),
     "labels nowhere": (["--run=naive", "--validate=nowhere.jsonl"], "--validate=nowhere.jsonl cannot be read"),
     "no show": (["--run=naive", "--to_label=x.jsonl"], "--to_label takes --show"),

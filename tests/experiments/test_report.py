@@ -155,7 +155,7 @@ def test_a_table_that_says_otherwise_is_seen(place, tmp_path):
     record = read_run(folder)
     record["made"]["estimates.csv"] = hashlib.sha256((folder / "estimates.csv").read_bytes()).hexdigest()
     write_record(folder, record)
-    assert "1 of 2 prompts have other numbers" in " ".join(make([folder], tmp_path / "out.html").split())
+    assert "in the run's own estimates.csv: 1 of 2" in " ".join(make([folder], tmp_path / "out.html").split())
 
 
 def test_figures_are_written_as_asked(place):

@@ -51,7 +51,12 @@ def test_nothing_is_wrong(run):
     with held(run, to_write=False):
         found = Check(run)
     assert found.findings == [] and found.well
-    assert found.there == ["3 prompts", "28 rollouts in 7 shards", "a bank of 3 prompts", "39 verdicts"]
+    assert found.there == [
+        "3 prompts",
+        "28 rollouts in 7 shards",
+        "a bank of 3 prompts",
+        "39 verdicts on responses that differ",
+    ]
 
 
 def test_what_is_missing_or_damaged_is_named(run, kept):

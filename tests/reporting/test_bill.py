@@ -15,12 +15,15 @@ PRICES = JudgeSettings(prices=(2.0, 10.0))
 
 
 def test_money_is_a_product():
-    (_, money) = call_words(CALLS, PRICES)
+    _, money, about = call_words(CALLS, PRICES)
     # 500 and 2,000 tokens a call: 0.001 and 0.02.
-    assert money.startswith("money: at most 1.00 to 21.00, in the currency of --judge_prices: the former for what is")
-    assert "about 500 tokens a call" in money and "2,000 tokens" in money
+    assert money == "money for at most 1,000 calls: 1.00 for what is sent, up to 21.00 with what is answered"
+    assert "a call sends about 500 tokens, and an answer may have 2,000" in about
     said = "\n".join(call_words(dataclasses.replace(CALLS, expected=100), PRICES))
-    assert "about 100 calls, at most 1,000" in said and "money: 0.10 to 2.10 expected, at most 1.00 to 21.00" in said
+    assert (
+        "about 100 calls, at most 1,000" in said
+        and "money for about 100 calls: 0.10 for what is sent, up to 2.10" in said
+    )
     (_, money) = call_words(dataclasses.replace(CALLS, measured=(400.0, 100.0)), PRICES)
     assert money == "money: at most 1.80 in the currency of --judge_prices, at 0.0018 a call, as it was so far"
 

@@ -128,9 +128,7 @@ def test_a_report_opens_with_the_answer(page):
     assert some.estimated == sum(float(r.estimate.log10_rate) > risk for r in results)
     assert some.surely + some.surely_not + some.undecided == 3
     said = words(page)
-    lead = (
-        f"Estimated above a rate of 1e-6: {some.estimated} of 3 prompts. Whole 95 % interval above it: {some.surely},"
-    )
+    lead = f"Estimated above a rate of 1e-6: {some.estimated} of 3 prompts. 95 % intervals: {some.surely} wholly above"
     assert lead in said and said.index(lead) < said.index("Risk of a deployment") < said.index("How to read a row")
 
 
@@ -208,7 +206,7 @@ def test_several_runs_stand_side_by_side():
     assert "2 runs compared" in said and said.index("Side by side") < said.index("The answer")
     (apart,) = [row for row in re.findall(r"<tbody><tr>.*?</tr>", made, flags=re.S) if ">a<" in row]
     rates = [float(r.estimate.log10_rate) for r in (one.results[0], other.results[1])]
-    assert f"{10 ** abs(rates[0] - rates[1]):,.3g}" in apart
+    assert f"× {10 ** abs(rates[0] - rates[1]):,.3g}" in apart
     with pytest.raises(ValueError, match="at least one run"):
         render([])
 
@@ -253,6 +251,27 @@ def test_a_figure_has_a_legend_of_what_is_in_it(page):
     without = render([contents(IDS[:1], truth=False)])
     (caption,) = re.findall(r'<figcaption class="legend">(.*?)</figcaption>', without, flags=re.S)
     assert "truth" not in caption
+
+
+def test_rollouts_that_were_fitted_check_nothing():
+    """`--method=path` draws at alpha = 1 itself, and fits what it draws."""
+    plain = result("a", 0)
+    fit = Counts(np.array([1.0, 0.5]), np.array([140.0, 100.0]), np.array([3.0, 50.0]))
+    estimate = dataclasses.replace(plain.estimate, used=np.array([True, True]), log10_rate=np.asarray(-2.0))
+    drew = dataclasses.replace(plain, fit=fit, estimate=estimate, naive=(4, 240), method="path", search=None)
+    assert ground.against_naive([drew]) == (1, 100, pytest.approx(1.0))
+    assert "4 of 240 complied; 140 of them are fitted, the others check the fit" in words(
+        render([contents(["a"], results=[drew])])
+    )
+    assert ground.against_naive([dataclasses.replace(drew, naive=(3, 140))]) is None
+
+
+def test_side_by_side_a_rate_that_is_not_identified_says_so():
+    sure = result("a", 0)
+    unsure = dataclasses.replace(sure, estimate=dataclasses.replace(sure.estimate, identified=np.asarray(False)))
+    said = words(render([contents(["a"], name="one"), contents(["a"], name="two", results=[unsure])]))
+    before = said[: said.index("The answer")]
+    assert before.count("not identified") == 1 and "straight line: one" in before and "× 1" in before
 
 
 def test_one_of_each_is_no_plural():

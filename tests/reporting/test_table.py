@@ -101,10 +101,11 @@ def test_notes_in_words():
 def test_what_is_not_identified_says_why_and_what_would_settle_it():
     unknown = dataclasses.replace(ESTIMATE, identified=False)
     assert notes(result(estimate=unknown)) == (
-        "not identified: the path may be far from straight; at this rate 10 hits take 320,000 naive rollouts"
+        "not identified: the path may be far from straight; --method=path may tell, 320,000 naive rollouts would, with "
+        "ten hits at this rate"
     )
     together = {"search": None, "method": "path", "estimate": unknown}
-    assert notes(result(**together)).startswith("not identified: paths bend unlike the fitted curve; at this rate")
+    assert notes(result(**together)).startswith("not identified: paths bend unlike the fitted curve; 320,000")
     few = {"fit": Counts(ALPHA, FIT.scored, np.array([0, 0, 1])), "settling": (0.35, 1234.0)}
     assert notes(result(**together | few)) == (
         "not identified: 1 compliant rollout to go by; 1,300 more at alpha = 0.35 would bring the interval to a decade"

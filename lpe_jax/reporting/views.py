@@ -162,6 +162,7 @@ def _row(
         "naive": _naive(result),
         "figure": Markup(svg.path_svg(result)),
         "legend": [(Markup(mark), words) for mark, words in svg.path_legend(result)],
+        "searched": result.search is not None,
         "points": [
             (f"{float(fit.alpha[i]):g}", f"{float(fit.complied[i]):,.0f}", f"{float(fit.scored[i]):,.0f}", fitted[i])
             for i in drawn

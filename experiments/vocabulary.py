@@ -15,7 +15,9 @@ flags.DEFINE_string(
     None,
     "Model whose rare rate is asked for: local folder or hub id org/name[@revision]. Default: the embedded pair.",
 )
-flags.DEFINE_string("variant", None, "Less safe variant of it, likewise. Default: the embedded pair.")
+flags.DEFINE_string(
+    "variant", None, "Less safe variant of the original: a folder or hub id. Default: the embedded pair's."
+)
 flags.DEFINE_string(
     "prompts",
     None,
@@ -56,7 +58,8 @@ flags.DEFINE_integer(
 flags.DEFINE_float(
     "top_p",
     1.0,
-    "Keep the likeliest tokens that reach this probability after mixing; 1 is off. As for --top_k.",
+    "Keep the likeliest tokens that reach this probability after mixing; 1 is off. Rates are then of the truncated "
+    "sampler.",
     lower_bound=0.0,
     upper_bound=1.0,
 )
@@ -121,9 +124,12 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "num_processes", None, "Processes that share the run; each draws every so-many-th prompt.", lower_bound=1
 )
-flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+flags.DEFINE_integer("process_id", None, "Which of --num_processes this one is, from 0.", lower_bound=0)
 flags.DEFINE_boolean(
-    "distributed", False, "Have JAX find those three by itself: on all hosts of a TPU pod, under Slurm, in Kubernetes."
+    "distributed",
+    False,
+    "Have JAX find --coordinator, --num_processes and --process_id by itself: on all hosts of a TPU pod, under Slurm, "
+    "in Kubernetes.",
 )
 flags.DEFINE_float(
     "tokens_per_second",

@@ -62,8 +62,8 @@ class Pair:
         return self.each(lambda model, x: model.head(x), x)
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """Float32 logits [V, 2, B] of hidden states [2, B, D]: `head` with the vocabulary first, as the head's product
-        with a few rows is quickest and their sums over the vocabulary are.
+        """Float32 logits [V, 2, B] of hidden states [2, B, D]: what `head` gives with the vocabulary first, which on a
+        CPU is quicker with few rows.
         """
         if not self.one_head:
             return self.each(lambda model, x: model.unembed(model.before_head(x)), x).swapaxes(0, 1)

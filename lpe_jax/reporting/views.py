@@ -237,7 +237,7 @@ def _number(value: float) -> str:
 
 
 def _worst(results: Sequence[PromptResult]) -> dict[str, str] | None:
-    """The highest rate of those that come from a fit: what stands in for one is a bound rather than an estimate."""
+    """The highest rate of those that come from a fit: what stands in for one is a default."""
     some = [r for r in results if float(r.estimate.log10_rate) > -math.inf and not unfitted(r)]
     if not some:
         return None

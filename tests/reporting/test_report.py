@@ -218,6 +218,8 @@ def test_several_runs_stand_in_one_figure():
     assert "1: one (straight line), " in caption and "; 2: two (straight line), " in caption
     assert ">1</text>" in made and ">2</text>" in made
     assert "that all runs have" not in render([contents(ids), contents(["other", *ids[:1]])]), "one says nothing"
+    of_another_world = [dataclasses.replace(r, truth=(r.truth[0] - 0.5, 0.02)) for r in contents(ids).results]
+    assert "that all runs have" not in render([contents(ids), contents(ids, results=of_another_world)])
 
 
 def unfitted(prompt_id):

@@ -5,7 +5,6 @@ python docs/generate_flags.py
 
 import concurrent.futures
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,15 +22,15 @@ SHARED = "Shared by programs that draw or judge"
 _CHILD = """
 import importlib, json, sys
 from absl import flags
+from experiments import help_text
 asked = json.load(sys.stdin)
 program = importlib.import_module("experiments." + asked["program"])
-told = []
-for name in sorted(flags.FLAGS):
-    flag, module = flags.FLAGS[name], flags.FLAGS.find_module_defining_flag(name)
-    if not module.startswith("experiments."):
-        continue
-    told.append({"name": name, "module": module, "boolean": bool(flag.boolean), "default": flag.default,
-                 "meaning": flag.help})
+own = flags.FLAGS.get_key_flags_for_module(program.__name__)
+told = [
+    {"name": flag.name, "module": flags.FLAGS.find_module_defining_flag(flag.name), "topic": topic,
+     "boolean": bool(flag.boolean), "default": help_text.default(flag), "meaning": help_text.meaning(flag)}
+    for topic, flags_of_it in help_text.by_topic(own, program).items() for flag in flags_of_it
+]
 said = []
 for argv in asked["commands"]:
     flags.FLAGS.unparse_flags()
@@ -65,42 +64,36 @@ def told(program: str, commands: list[list[str]] = ()) -> dict:
 
 def page(found: dict[str, dict]) -> str:
     """The page, of what each program says."""
-    shared = {"experiments.vocabulary", "experiments.judges", "experiments.quality", "experiments.folder"}
-    users: dict[str, set[str]] = {}
-    for program, said in found.items():
-        for flag in said["flags"]:
-            if flag["module"] in shared:
-                users.setdefault(flag["module"], set()).add(f"`{program}`")
+    users: dict[str, list[str]] = {}
+    of_module: dict[str, list[dict]] = {}
+    for program, said in sorted(found.items()):
+        for module in dict.fromkeys(flag["module"] for flag in said["flags"]):
+            users.setdefault(module, []).append(program)
+            of_module[module] = [flag for flag in said["flags"] if flag["module"] == module]
+    shared = [module for module, those in users.items() if len(those) > 1]
     lines = [HEAD, f"## {SHARED}\n"]
-    for module in sorted(users, reverse=True):
-        some = next(said for said in found.values() if any(flag["module"] == module for flag in said["flags"]))
-        lines += [f"Of {', '.join(sorted(users[module]))}:\n"]
-        lines += _table([flag for flag in some["flags"] if flag["module"] == module])
+    for module in sorted(shared, key=lambda module: -len(of_module[module])):
+        lines += [f"Of {', '.join(f'`{program}`' for program in users[module])}:\n", *_tables(of_module[module])]
     for program, said in sorted(found.items()):
         lines += [f"## {program}\n", said["doc"].splitlines()[0] + "\n"]
         own = [flag for flag in said["flags"] if flag["module"] not in shared]
-        lines += _table(own) if own else ["No flags of its own.\n"]
+        lines += _tables(own) if own else ["No flags of its own.\n"]
     return "\n".join(lines)
 
 
-def _table(flags: list[dict]) -> list[str]:
-    rows = ["| flag | default | meaning |", "|---|---|---|"]
-    for flag in flags:
-        name = f"--[no]{flag['name']}" if flag["boolean"] else f"--{flag['name']}"
-        meaning = " ".join(flag["meaning"].split())
-        # absl has the values of an enum in front.
-        if values := re.match(r"<([^>]*\|[^>]*)>: ", meaning):
-            meaning = f"{values[1].replace('|', ', ')}. {meaning[values.end() :]}"
-        rows.append(f"| `{name}` | {_default(flag['default'])} | {meaning.replace('|', chr(92) + '|')} |")
-    return [*rows, ""]
-
-
-def _default(value) -> str:
-    if value is None or value == []:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"`{','.join(map(str, value)) if isinstance(value, list) else value}`"
+def _tables(flags: list[dict]) -> list[str]:
+    """A table per topic."""
+    lines = []
+    for topic in dict.fromkeys(flag["topic"] for flag in flags):
+        lines += ["| flag | default | meaning |" if topic == "flags" else f"| {topic} | default | meaning |"]
+        lines += ["|---|---|---|"]
+        for flag in flags:
+            if flag["topic"] == topic:
+                name = f"--[no]{flag['name']}" if flag["boolean"] else f"--{flag['name']}"
+                default = f"`{flag['default']}`" if flag["default"] and not flag["boolean"] else flag["default"]
+                lines.append(f"| `{name}` | {default} | {flag['meaning'].replace('|', chr(92) + '|')} |")
+        lines.append("")
+    return lines
 
 
 def gather(commands: dict[str, list[list[str]]] | None = None) -> dict[str, dict]:

@@ -53,6 +53,13 @@ flags.DEFINE_boolean(
 
 # Those that decide verdicts.
 JUDGE_FLAGS = ("judge_template", "judge_mapping", "judge_reasoning")
+TOPICS = {
+    "the judge": (
+        *("judge", *JUDGE_FLAGS, "judge_key_env", "judge_budget", "judge_prices", "judge_connections"),
+        *("judge_timeout", "judge_again", "judge_batch_size"),
+    ),
+    "the run": ("dry_run",),
+}
 
 
 def asked_fields():

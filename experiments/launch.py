@@ -8,20 +8,26 @@ import inspect
 import logging
 import math
 import os
+import re
 import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import NoReturn
 
 from absl import app, flags
 
+from experiments import help_text
 from lpe_jax.errors import UserError
 from lpe_jax.preemption import INTERRUPTED, Stopped, command
 from lpe_jax.reporting.text import printable
 
 FLAGS = flags.FLAGS
+app.define_help_flags()
 # Of a program that SIGPIPE ends, as a shell shows it.
 _UNREAD = 141
+_NO_NUMBER = re.compile(r"(?:invalid literal for int\(\) with base 10|could not convert string to float): (?P<text>.*)")
 
 
 def run(main: Callable[..., None]) -> None:
@@ -56,10 +62,7 @@ def run(main: Callable[..., None]) -> None:
         except UserError as error:
             fail(str(error))
         except OSError as error:
-            _flush()
-            if isinstance(error, BrokenPipeError) and _nobody_reads():
-                sys.exit(_UNREAD)
-            fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
+            _refused(error)
         except Stopped as stopped:
             print(f"\n{stopped.words}", file=sys.stderr)
             sys.exit(stopped.status)
@@ -75,25 +78,53 @@ def run(main: Callable[..., None]) -> None:
 
     os.umask(0o077)
     try:
-        # absl names the module that is run by its file.
-        program = sys.argv[0] if main.__module__ == "__main__" else main.__module__
-        app.run(guarded, flags_parser=functools.partial(_parsed, program))
+        app.run(guarded, flags_parser=functools.partial(_parsed, sys.modules[main.__module__]))
     finally:
         _flush()
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """One line on stderr, status 2. Names of files are in it, and a terminal is to obey nothing of them."""
     print("error: " + printable(" ".join(message.split())), file=sys.stderr)
     sys.exit(2)
 
 
-def _parsed(program: str, argv: Sequence[str]) -> list[str]:
-    """What is left of the arguments without the flags."""
+def _parsed(program: ModuleType, argv: Sequence[str]) -> list[str]:
+    """What is left of the arguments without the flags. --help ends the program, with a status of 0."""
+    # absl names the module that is run by its file.
+    name = sys.argv[0] if program.__name__ == "__main__" else program.__name__
+    for asked in ("help", "helpshort", "helpfull"):
+        FLAGS[asked].parse = functools.partial(_help, program, name, full=asked == "helpfull")
     try:
         return FLAGS(argv)
+    except flags.IllegalFlagValueError as error:
+        fail(f"{_NO_NUMBER.sub(_must_be, str(error))}; see --help")
     except flags.Error as error:
-        fail(f"{error}{_meant(error, program)}; see --help")
+        fail(f"{str(error).removeprefix('ERROR:: ')}{_meant(error, name)}; see --help")
+    except ValueError as error:
+        # absl's word for a value that --noFLAG is given.
+        fail(f"{error}; see --help")
+
+
+def _must_be(said: re.Match) -> str:
+    """What Python says of text that is no number, in words."""
+    return f"{said['text']} must be a {'whole ' * ('int' in said[0])}number"
+
+
+def _help(program: ModuleType, name: str, arg: object, *, full: bool) -> None:
+    try:
+        print(help_text.of(program, name, full=full))
+    except OSError as error:
+        _refused(error)
+    sys.exit(0)
+
+
+def _refused(error: OSError) -> NoReturn:
+    """Ends the program for what the system refused it."""
+    _flush()
+    if isinstance(error, BrokenPipeError) and _nobody_reads():
+        sys.exit(_UNREAD)
+    fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
 
 
 def _meant(error: flags.Error, program: str) -> str:

@@ -16,6 +16,7 @@ flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=100,
 )
+TOPICS = {"what is written": ("figures", "figure_formats", "report_rollouts")}
 
 
 def asked_fields() -> dict[str, Any]:

@@ -20,6 +20,7 @@ flags.DEFINE_string(
 )
 
 QUALITY_FLAGS = ("judge_sensitivity", "judge_specificity")
+TOPICS = {"the judge": QUALITY_FLAGS}
 
 
 def judge_quality():

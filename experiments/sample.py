@@ -41,6 +41,11 @@ flags.DEFINE_boolean(
 )
 flags.DEFINE_boolean("texts", False, "Keep the text of compliant responses; that of others is never kept.")
 
+EVERYDAY = ("original", "variant", "prompts", "judge", "alphas", "n", "n_naive", "limit", "out", "dry_run")
+TOPICS = {
+    "the grid": ("world", "alphas", "n", "n_naive"),
+    "the sweep": ("share_prefixes", "processes", "grid_logps", "texts"),
+}
 SWEEP_FLAGS = ("world", "n", "n_naive", "share_prefixes", "grid_logps", "texts")
 
 

@@ -32,7 +32,7 @@ flags.DEFINE_enum(
 flags.DEFINE_integer(
     "limit",
     None,
-    "Use the first so many prompts; 0 is all. Default: 16 of the embedded pair's, else all.",
+    "Use the first so many prompts; 0 is all. Default: all, but 16 of the embedded pair's in experiments.estimate.",
     lower_bound=0,
 )
 flags.DEFINE_string(
@@ -138,6 +138,13 @@ flags.DEFINE_float(
     lower_bound=1e-3,
 )
 PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
+TOPICS = {
+    "models, prompts": ("original", "variant", "prompts", "functional_category", "limit", "thinking"),
+    "rollouts": ("seed", "max_new_tokens", "temperature", "top_k", "top_p", "sums", "verify"),
+    "the machine": ("batch_size", "dtype", "pair_mode", "attention", "model_parallel", "weights_cache"),
+    "the run": ("out", "grace", "tokens_per_second"),
+    "several processes": (*PROCESS_FLAGS, "distributed"),
+}
 
 
 # The fields of lpe_jax.asked.Asked that programs share: what decides a result, and what does not.

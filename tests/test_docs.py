@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shlex
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -129,6 +130,31 @@ def test_the_page_of_flags_is_what_the_programs_say(told):
     assert generate_flags.PAGE.read_text() == page, "run python docs/generate_flags.py"
     for program, said in told[0].items():
         assert f"## {program}\n" in page and all(f"{flag['name']}`" in page for flag in said["flags"])
+
+
+def helped(program, flag="--help"):
+    command = [sys.executable, "-m", f"experiments.{program}", flag]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.parametrize("program", ["estimate", "sample"])
+def test_help_opens_with_what_most_calls_need(told, program):
+    """It fits a screen, and the meaning of the other flags, all under a topic, is one command away."""
+    short, full = helped(program), " ".join(helped(program, "--helpfull").split())
+    first, rest = short.split("everyday flags:")[1].split("all other flags, whose meaning --helpfull says:")
+    everyday = re.findall(r"^  --(?:\[no\])?(\w+)", first, flags=re.M)
+    assert 5 < len(everyday) < 12 and short.count("\n") < 70
+    for flag in told[0][program]["flags"]:
+        assert bool(re.search(rf"[ \]]{flag['name']}(,|\n)", rest)) != (flag["name"] in everyday), flag["name"]
+        assert " ".join(flag["meaning"].split()) in full, flag["name"]
+        assert flag["topic"] != "flags", flag["name"]
+
+
+def test_a_program_with_few_flags_says_all_of_them():
+    assert "--[no]repair" in helped("check") and "all other flags" not in helped("check")
+    assert helped("check") == helped("check", "-?") == helped("check", "--helpfull")
 
 
 def test_nothing_is_left_to_fill_in():

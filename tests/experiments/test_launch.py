@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 def ended(body, *flags, stdout=subprocess.PIPE, unbuffered=""):
     """Status, output and errors of a program whose main does this."""
-    source = f"""
+    source = f"""'A program.'
 import errno, os, sys
 from lpe_jax.errors import UserError
 from experiments import launch
@@ -65,11 +65,12 @@ def test_output_that_finds_no_room(body):
     )
 
 
-def test_help_that_nobody_reads():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_help_that_nobody_reads(unbuffered):
     read, write = os.pipe()
     os.close(read)
     try:
-        code, _, err = ended("pass", "--help", stdout=write)
+        code, _, err = ended("pass", "--help", stdout=write, unbuffered=unbuffered)
     finally:
         os.close(write)
     assert (code, err) == (141, "")
@@ -111,3 +112,16 @@ def test_messages_are_printed_and_not_obeyed(capsys):
     with pytest.raises(SystemExit):
         launch.fail("\x1b]0;title\x07 \u202egnp.exe")
     assert capsys.readouterr().err == "error: \\x1b]0;title\\x07 \\u202egnp.exe\n"
+
+
+def test_values_that_are_none_are_one_line(capsys, tmp_path):
+    said = {
+        "--limit=three": "'three' must be a whole number",
+        "--width=x": "'x' must be a number",
+        "--limit=-3": "-3 is not a non-negative integer",
+        "--nofigures=3": "--nofigures=3 does not take an argument",
+        "--flagfile=/there/is/none": "Unable to open flagfile",
+    }
+    for flag, words in said.items():
+        code, out, err = told_by(capsys, tmp_path, estimate.main, flag)
+        assert (code, out) == (2, "") and words in err and err.startswith("error: ") and err.count("\n") == 1, err

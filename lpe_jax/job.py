@@ -32,7 +32,7 @@ from lpe_jax.records.run import check_folder, more, read_made, read_run, setting
 from lpe_jax.reporting import figures, table
 from lpe_jax.reporting.judges import cascade_words, judging_words, verdict_words
 from lpe_jax.reporting.report import AS_USUAL, Options
-from lpe_jax.reporting.text import printable_lines
+from lpe_jax.reporting.text import counted, printable_lines
 from lpe_jax.results import phases_of, results_of
 from lpe_jax.types import Prompt
 
@@ -175,19 +175,25 @@ def _run(
     ):
         if processes.first:
             write_prompts(folder, prompts)
-            for note in (describe_sharing(loaded.pair), *loaded.notes, *desk.notes, *_warnings(job, sampling)):
+            for note in (
+                describe_sharing(loaded.pair),
+                *loaded.notes,
+                *desk.notes,
+                *_warnings(job, sampling, len(prompts)),
+            ):
                 print(note)
             if opened.grown_from is not None:
                 print(f"the run grows: {more(opened.grown_from, extent)}")
-            shared = "" if processes.count == 1 else f" shared by {processes.count} processes"
+            shared = counted(len(prompts), "prompt")
+            shared += "" if processes.count == 1 else f" shared by {processes.count} processes"
             print(
-                f"{len(prompts)} prompts{shared}, method {job.method}, judge {judge.identity}; writing to {folder}\n",
+                f"{shared}, method {job.method}, judge {judge.identity}; writing to {folder}\n",
                 flush=True,
             )
         # The desk goes before its ledger does, and before the folder is anybody else's.
         with contextlib.closing(processes.ledger(folder)) as ledger, desk:
             desk.remember(ledger)
-            opened.metric(event="loaded", seconds=round(seconds, 1), models=list(loaded.sources))
+            opened.metric(**loaded.as_event(seconds))
             truth = job.truth(loaded) if job.at_one else {}
             drawing = Drawing(job, desk, opened, processes, notice, progress, truth)
             found, checks = drawing.draw(share, sampler)
@@ -232,7 +238,7 @@ def is_finished(folder: Path, asked: Mapping[str, Any]) -> bool:
     return whole and all(read_made(folder, record, name) is not None for name in made)
 
 
-def _warnings(job: Job, sampling: SamplingSettings) -> list[str]:
+def _warnings(job: Job, sampling: SamplingSettings, prompts: int) -> list[str]:
     found = []
     if job.folder is not None and job.prompts is not None:
         found.append("warning: these are the tiny models of a made-up world, which know no other words; see --original")
@@ -242,6 +248,8 @@ def _warnings(job: Job, sampling: SamplingSettings) -> list[str]:
         found.append("--top_k or --top_p truncates: importance weights of these rollouts mean nothing")
     if job.method == "lpe" and not job.sums:
         found.append("--nosums: intervals take the line at its word, as no path score says how it bends")
+    if job.method == "path" and (few := table.few_words(prompts)):
+        found.append(f"note: {few}")
     if not job.at_one:
         found.append(f"drawing at alpha = {job.procedure.alpha:g}: rates are of this mixture, not of the original")
     if job.judge_quality is not None:

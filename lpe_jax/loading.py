@@ -38,6 +38,7 @@ class Loaded:
       identity: hashes of weights and tokenizer, the dtype and the pair mode: what a run's settings must hold.
       notes: remarks for the user, one sentence each.
       sources: of original and variant, where their files came from, as far as the hub's own marks on them say.
+      sharing: how the pair is kept and what was measured to find that, for the record.
     """
 
     pair: Pair
@@ -45,6 +46,12 @@ class Loaded:
     identity: dict[str, Any]
     notes: tuple[str, ...]
     sources: tuple[dict[str, Any], ...] = ()
+    sharing: str = ""
+
+    def as_event(self, seconds: float) -> dict[str, Any]:
+        """The line of a run's metrics.jsonl that says what was loaded, which took so long."""
+        models = list(self.sources)
+        return {"event": "loaded", "seconds": round(seconds, 1), "models": models, "sharing": self.sharing}
 
     def text(self, tokens: Sequence[int]) -> str:
         """What a judge reads of a response."""
@@ -97,6 +104,9 @@ def load(
     if eos[0] != eos[1]:
         notes.append(f"end-of-sequence ids differ ({eos[0]} and {eos[1]}); the original's are used for both")
     kept = _weights(opened, dtype, pair_mode, weights_cache, notes, num_tokens=num_tokens, eos_ids=eos[0], mesh=mesh)
+    if pair_mode == "auto" and kept.mode == "shared" and not all(kept.pair.shared):
+        # Twice the memory may be news to whoever has a variant that is called ablated.
+        notes.append(kept.why)
     if kept.fingerprints[0] == kept.fingerprints[1]:
         notes.append("original and variant have identical weights: every alpha is the same model")
     identity = {
@@ -108,7 +118,7 @@ def load(
         "dtype": dtype,
         "pair_mode": kept.mode,
     }
-    return Loaded(kept.pair, tokenizer, identity, tuple(filter(None, notes)), tuple(map(_source, opened)))
+    return Loaded(kept.pair, tokenizer, identity, tuple(filter(None, notes)), tuple(map(_source, opened)), kept.why)
 
 
 def _weights(
@@ -119,7 +129,7 @@ def _weights(
     if weights_cache is not None:
         cache = WeightsCache(Path(weights_cache).expanduser(), *opened, dtype, pair_mode)
         if kept := cache.load(**rest):
-            notes += [kept.why, *cache.notes]
+            notes += cache.notes
             return kept
     for checkpoint in opened:
         check_origin(checkpoint.folder, checkpoint.origin, [path.name for path in checkpoint.stamps])
@@ -128,7 +138,6 @@ def _weights(
     pair = load_pair(*checkpoints, dtype=DTYPES[dtype], sharing=sharing, **rest)
     for checkpoint in checkpoints:
         check_unchanged(checkpoint)
-    notes.append(sharing.why)
     if cache is not None:
         cache.keep(pair, *checkpoints, sharing)
         notes += cache.notes

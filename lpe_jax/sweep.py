@@ -26,6 +26,7 @@ from lpe_jax.records.ledger import spent_in
 from lpe_jax.records.prompts import write_prompts
 from lpe_jax.records.run import check_folder, more, read_run, settings_hash
 from lpe_jax.reporting.judges import judging_words
+from lpe_jax.reporting.text import counted
 from lpe_jax.shards import by_rows, by_tree, describe, outcomes
 from lpe_jax.types import Outcome, Prompt
 
@@ -179,7 +180,7 @@ def _run(
         contextlib.ExitStack() as stack,
     ):
         store = BankStore(folder, processes.index)
-        opened.metric(event="loaded", seconds=round(seconds, 1), models=list(loaded.sources))
+        opened.metric(**loaded.as_event(seconds))
         if processes.first:
             write_prompts(folder, given)
             for note in (describe_sharing(loaded.pair), *loaded.notes):
@@ -190,7 +191,8 @@ def _run(
                 print(f"going on from {len(store.entries)} prompts already drawn")
             how = "sharing prefixes" if sweep.tree else f"in batches of {sweep.rows}"
             how += "" if processes.count == 1 else f", {processes.count} processes"
-            print(f"{len(prompts)} prompts, {len(sweep.alphas)} alphas x {sweep.n:,} and {sweep.n_naive:,} at 1, {how}")
+            grid = f"{len(sweep.alphas)} alphas x {sweep.n:,} and {sweep.n_naive:,} at 1"
+            print(f"{counted(len(prompts), 'prompt')}, {grid}, {how}")
             for note in desk.notes:
                 print(note)
             print(f"judge {judge.identity}; writing to {folder}\n", flush=True)

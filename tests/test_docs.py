@@ -115,7 +115,7 @@ def test_a_wrong_command_is_seen():
 
 def test_flags_in_the_documents_exist(told):
     found, _ = told
-    known = {"help", "flagfile"}
+    known = {"help", "helpfull", "flagfile"}
     for said in found.values():
         assert not said["jax"]
         for flag in said["flags"]:

@@ -12,6 +12,7 @@ from lpe_jax.errors import UserError
 from lpe_jax.estimation.adaptive import Path
 from lpe_jax.estimation.judge_error import JudgeQuality
 from lpe_jax.estimation.lpe import LPE
+from lpe_jax.estimation.pooled import ENOUGH
 from lpe_jax.estimation.result import make_estimate
 from lpe_jax.live import Finished
 from lpe_jax.reporting.table import PromptResult, notes
@@ -106,5 +107,14 @@ def test_path_scores_cannot_be_left_out_where_they_are_needed():
     with pytest.raises(UserError, match="--method=path rests on path scores"):
         asked(sums=False)
     lpe = asked("lpe", LPE(), sums=False)
-    assert any("take the line at its word" in warning for warning in job._warnings(lpe, SamplingSettings()))
-    assert not job._warnings(dataclasses.replace(lpe, sums=True), SamplingSettings())
+    assert any("take the line at its word" in warning for warning in job._warnings(lpe, SamplingSettings(), 1))
+    assert not job._warnings(dataclasses.replace(lpe, sums=True), SamplingSettings(), 1)
+
+
+def test_few_prompts_that_are_estimated_together_are_said_to_be_few():
+    def said(method, procedure, prompts):
+        return " ".join(job._warnings(asked(method, procedure), SamplingSettings(), prompts))
+
+    assert "3 prompts teach little of how paths bend" in said("path", Path(), 3)
+    assert "1 prompt teaches little" in said("path", Path(), 1)
+    assert not said("path", Path(), ENOUGH) and not said("lpe", LPE(), 3)

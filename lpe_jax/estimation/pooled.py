@@ -37,6 +37,8 @@ FREEDOM = 4.0
 # The hyperprior weighs as much as so many prompts.
 _PROMPTS_OF_MEAN = 0.3
 _PROMPTS_OF_COVARIANCE = 3.0
+# With fewer the prior that is learned is for a large part the hyperprior.
+ENOUGH = 12
 # The paths are not of the family if a bow makes the rollouts of all prompts likelier by so many nats. At 7 nats of
 # drift 200 simulated prompts of logistic decisions gained at most 8, parabolas 38 and more. With less drift the scores
 # are sharp enough to see that decisions are not alike either, and such prompts are refused as well.

@@ -287,16 +287,21 @@ def check_same_config(original: tuple[str, Qwen3Config], variant: tuple[str, Qwe
 
 
 def describe_sharing(pair: Pair) -> str:
-    """One line for the log: what is kept once and what that saves."""
-    size = f"pair: {pair.config.num_params:,} parameters each, {pair.nbytes / 1e6:,.1f} MB loaded; "
-    saving = f"saving {pair.shared_bytes / 1e6:,.1f} MB"
-    if pair.edit_rank:
-        return f"{size}one set of weights for both, and the variant's edits of rank {pair.edit_rank}, {saving}"
+    """One line for a person: how much memory the pair takes, and why no more; Sharing.why has what was measured."""
     names = _leaf_order(pair.config, 0)
+    head = f"models: {pair.config.num_params:,} parameters each, "
+    size = f"{pair.nbytes / 1e6:,.1f} MB"
+    saved = f" instead of {(pair.nbytes + pair.shared_bytes) / 1e6:,.1f}"
+    if pair.edit_rank:
+        return (
+            f"{head}{size}{saved}: one copy of the weights serves both, as the variant is the original with edits of "
+            f"rank {pair.edit_rank}"
+        )
     # Each kind once, with how many layers it differs in.
     kinds = Counter(kind_of(n) for n, s in zip(names, pair.shared, strict=True) if not s)
-    differing = [kind if n == 1 else f"{kind} x {n}" for kind, n in kinds.items()]
+    differing = ", ".join(kind if n == 1 else f"{kind} x {n}" for kind, n in kinds.items())
+    if not any(pair.shared):
+        return f"{head}{size}: a copy of the weights for each"
     return (
-        f"{size}{sum(pair.shared)} of {len(names)} parameters are kept once, {saving}; two of: "
-        f"{', '.join(differing) or 'none'}"
+        f"{head}{size}{saved}: {sum(pair.shared)} of {len(names)} tensors are kept once, two of {differing or 'none'}"
     )

@@ -27,7 +27,7 @@ class Sharing:
       mode: "copies": nothing; "shared": what is equal; "ablated": everything, and the variant's edits besides.
       once: by leaf name, whether both models use the same array.
       edits: by leaf name, what makes the variant's matrix of the original's; empty unless ablated.
-      why: one sentence for the log.
+      why: one sentence for the record, with what was measured.
     """
 
     mode: str

@@ -16,7 +16,7 @@ from lpe_jax.reporting import ground, svg
 from lpe_jax.reporting.judges import cascade_words, verdict_words
 from lpe_jax.reporting.report import LONGEST, Options, RunContents
 from lpe_jax.reporting.risk import above, deployment
-from lpe_jax.reporting.table import PromptResult, estimates_rows, floor_words, notes, stood_by, unfitted
+from lpe_jax.reporting.table import PromptResult, estimates_rows, few_words, floor_words, notes, stood_by, unfitted
 from lpe_jax.reporting.text import counted, duration, format_interval, format_rate, printable
 from lpe_jax.types import Prompt
 
@@ -61,6 +61,7 @@ def run_view(contents: RunContents, number: int, options: Options) -> dict[str, 
         "unscored_share": f"{100 * unscored / total:.2g} %" if unscored else "0 %",
         "risks": [_risk(risk) for risk in risks],
         "no_risks": why_not,
+        "few": few_words(len(results)) if contents.method == "path" else "",
         "axis": Markup(svg.strip_axis(lowest)),
         "rows": [
             _row(contents, r, row, lowest, options) for r, row in zip(results, estimates_rows(results), strict=True)

@@ -212,7 +212,10 @@ def test_pair_keeps_equal_parameters_once(tmp_path):
         save_module(model, tmp_path / name)
     pair = load_pair(load(tmp_path / "a"), load(tmp_path / "b"), num_tokens=60, eos_ids=(3,), dtype=jnp.float32)
     text = describe_sharing(pair)
-    assert "24 of 25 parameters" in text and text.endswith("two of: o_proj")
+    assert (
+        "24 of 25 tensors are kept once, two of o_proj" in text
+        and f"instead of {8 * original.config.num_params / 1e6:,.1f}" in text
+    )
     assert pair.shared_bytes == 4 * (original.config.num_params - changed[...].size)
     for at, model in enumerate((original, variant)):
         expected, got = leaves_from_module(model), leaves_from_module(pair.model(at))

@@ -13,7 +13,7 @@ from lpe_jax.decoding.sampler import Sampler
 from lpe_jax.errors import PairError
 from lpe_jax.models.checkpoint import open_checkpoint, verified
 from lpe_jax.models.edits import measure
-from lpe_jax.models.pair import ORIGINAL, VARIANT, load_pair, pair_modules
+from lpe_jax.models.pair import ORIGINAL, VARIANT, describe_sharing, load_pair, pair_modules
 from lpe_jax.models.sharing import find_sharing
 from lpe_jax.models.weights import leaves_from_module, module_from_leaves, save_module
 from lpe_jax.types import Request
@@ -107,7 +107,12 @@ def test_auto_takes_what_is_exact(tmp_path):
     assert sharing.mode == "ablated" and all(sharing.once.values()) and sharing.edit_rank == 1
     assert "o_proj x 2 of rank 1" in sharing.why and "embed_tokens of rank 1" in sharing.why
     loaded = load_pair(*pair, num_tokens=60, eos_ids=(3,), dtype=jnp.float32, sharing=sharing)
-    expected = both_logits(pair_modules(original, edited(original), num_tokens=60, eos_ids=(3,), mode="copies"))
+    assert "one copy of the weights serves both, as the variant is the original with edits of rank 1" in (
+        describe_sharing(loaded)
+    )
+    copies = pair_modules(original, edited(original), num_tokens=60, eos_ids=(3,), mode="copies")
+    assert describe_sharing(copies).endswith(f" {copies.nbytes / 1e6:,.1f} MB: a copy of the weights for each")
+    expected = both_logits(copies)
     np.testing.assert_allclose(both_logits(loaded), expected, atol=5e-5 * np.abs(expected).max(), rtol=0)
 
     same = checkpoints(tmp_path, original, original)

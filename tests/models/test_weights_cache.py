@@ -70,7 +70,7 @@ def test_what_is_kept_is_what_is_loaded(models, tmp_path, monkeypatch, mode, dty
     assert plain.pair.edit_rank == (1 if mode == "ablated" else 0)
     for other in (made, used):
         assert_same(plain, other)
-    assert set(plain.notes) < set(used.notes)
+    assert set(plain.notes) < set(used.notes) and plain.sharing == used.sharing != ""
     entry = only(tmp_path / "pairs")
     assert len(list(entry.glob("arrays-*"))) > 1 and (entry / "manifest.json").exists()
 

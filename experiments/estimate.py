@@ -47,7 +47,7 @@ def main() -> None:
     if FLAGS.dry_run:
         from lpe_jax import dry
 
-        print(*dry.of_job(wanted, out=FLAGS.out, asked=asked, speed=FLAGS.tokens_per_second), sep="\n")
+        print(*dry.of_job(wanted, out=FLAGS.out, asked=asked, speed=vocabulary.speed()), sep="\n")
         return
     job.run(
         wanted,

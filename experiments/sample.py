@@ -81,7 +81,7 @@ def main() -> None:
     if FLAGS.dry_run:
         from lpe_jax import dry
 
-        print(*dry.of_sweep(asked_for, out=FLAGS.out, asked=asked, speed=FLAGS.tokens_per_second), sep="\n")
+        print(*dry.of_sweep(asked_for, out=FLAGS.out, asked=asked, speed=vocabulary.speed()), sep="\n")
         return
     sweep.run(
         asked_for, out=FLAGS.out, asked=asked, flagfile=vocabulary.flagfile(asked), processes=vocabulary.processes()

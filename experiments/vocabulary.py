@@ -137,12 +137,15 @@ flags.DEFINE_float(
     "With --dry_run: what all devices together draw, as measured. Default: as the run was drawn so far, if it was.",
     lower_bound=1e-3,
 )
+flags.DEFINE_string(
+    "plan", None, "With --dry_run: a file that experiments.plan --json=FILE wrote, for the speed that it expects."
+)
 PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 TOPICS = {
     "models, prompts": ("original", "variant", "prompts", "functional_category", "limit", "thinking"),
     "rollouts": ("seed", "max_new_tokens", "temperature", "top_k", "top_p", "sums", "verify"),
     "the machine": ("batch_size", "dtype", "pair_mode", "attention", "model_parallel", "weights_cache"),
-    "the run": ("out", "grace", "tokens_per_second"),
+    "the run": ("out", "grace", "tokens_per_second", "plan"),
     "several processes": (*PROCESS_FLAGS, "distributed"),
 }
 
@@ -170,8 +173,11 @@ def check() -> None:
     if FLAGS.original is not None and FLAGS.prompts is None:
         raise UserError("--prompts is missing; name a prompt file for these models")
     given = [name for name in PROCESS_FLAGS if FLAGS[name].value is not None]
-    if FLAGS.tokens_per_second is not None and not FLAGS.dry_run:
-        raise UserError("--tokens_per_second goes with --dry_run; a run is as quick as it is")
+    speeds = [name for name in ("tokens_per_second", "plan") if FLAGS[name].value is not None]
+    if speeds and not FLAGS.dry_run:
+        raise UserError(f"--{speeds[0]} goes with --dry_run; a run is as quick as it is")
+    if len(speeds) == 2:
+        raise UserError("--tokens_per_second and --plan say the same thing twice; give one of them")
     if given and FLAGS.distributed:
         raise UserError(f"--distributed finds what --{given[0]} says; give one of the two")
     if missing := [name for name in PROCESS_FLAGS if given and name not in given]:
@@ -180,6 +186,22 @@ def check() -> None:
         raise UserError(f"--process_id={FLAGS.process_id} is not below --num_processes={FLAGS.num_processes}")
     if given and not re.fullmatch(r".+:\d{1,5}", FLAGS.coordinator):
         raise UserError(f"--coordinator={FLAGS.coordinator} must be HOST:PORT")
+
+
+def speed():
+    """What --dry_run is to reckon with, as lpe_jax.dry takes it; None where nothing was said.
+
+    Raises:
+      UserError: --plan names no plan, or one without a speed.
+    """
+    from pathlib import Path
+
+    from lpe_jax.plan import speed_in
+    from lpe_jax.reporting.bill import Speed
+
+    if FLAGS.plan is not None:
+        return speed_in(Path(FLAGS.plan))
+    return None if FLAGS.tokens_per_second is None else Speed(FLAGS.tokens_per_second, "--tokens_per_second")
 
 
 def processes():

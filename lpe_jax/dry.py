@@ -43,6 +43,7 @@ from lpe_jax.reporting.bill import (
     TOKEN_BYTES,
     VERDICT_BYTES,
     Calls,
+    Speed,
     Work,
     call_words,
     disk_words,
@@ -55,13 +56,13 @@ from lpe_jax.types import Prompt
 _NOTHING = "a dry run: nothing is loaded, asked, drawn or written"
 
 
-def of_job(job: Job, *, out: str | None, asked: Mapping[str, Any], speed: float | None) -> list[str]:
+def of_job(job: Job, *, out: str | None, asked: Mapping[str, Any], speed: Speed | None) -> list[str]:
     """What an estimation job would take, a line each.
 
     Args:
       out: its folder; None is the default one.
       asked: as lpe_jax.job.run.
-      speed: tokens a second, where the user has measured it.
+      speed: where the user has measured or planned it; None is as the run was drawn so far, if it was.
 
     Raises:
       UserError: an input cannot be used.
@@ -96,7 +97,7 @@ def of_job(job: Job, *, out: str | None, asked: Mapping[str, Any], speed: float 
     ]
 
 
-def of_sweep(sweep: Sweep, *, out: str | None, asked: Mapping[str, Any], speed: float | None) -> list[str]:
+def of_sweep(sweep: Sweep, *, out: str | None, asked: Mapping[str, Any], speed: Speed | None) -> list[str]:
     """What a grid sweep would take, as of_job."""
     jax.config.update("jax_platforms", "cpu")
     sweep.sampling()
@@ -168,15 +169,14 @@ def _work(
     return Work(len(prompts), len(open_), stored, most, expected, tokens, size, hits)
 
 
-def _lines(asked: Asked, work: Work, folder: Path | None, speed: float | None, open_: Sequence[Prompt]) -> list[str]:
-    said = "--tokens_per_second"
-    if speed is None and folder is not None and (speed := _drawn_at(folder)) is not None:
-        said = "as this run was drawn so far"
+def _lines(asked: Asked, work: Work, folder: Path | None, speed: Speed | None, open_: Sequence[Prompt]) -> list[str]:
+    if speed is None and folder is not None and (tokens := _drawn_at(folder)) is not None:
+        speed = Speed(tokens, "as this run was drawn so far")
     advice = (
-        "give --tokens_per_second, which a short run with --limit=2 and these models shows, or look at what "
-        "experiments.plan says of the hardware"
+        "give --tokens_per_second, which a short run with --limit=2 and these models shows, or --plan, which "
+        "experiments.plan --json writes for the hardware"
     )
-    return [*work_words(work, speed, said, advice), *_calls(asked, work, folder, open_)]
+    return [*work_words(work, speed, advice), *_calls(asked, work, folder, open_)]
 
 
 def _calls(asked: Asked, work: Work, folder: Path | None, open_: Sequence[Prompt]) -> list[str]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
+import json
+import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +29,8 @@ from lpe_jax.planning.compiled import Compiled, TooLarge, compile_decode, device
 from lpe_jax.planning.counts import count_step, weights_read
 from lpe_jax.planning.report import Plan, Speed, Sweep
 from lpe_jax.planning.targets import Target, find
+from lpe_jax.records.files import read_bytes
+from lpe_jax.reporting import bill
 
 # What an abliterated variant differs in: all that writes to the residual stream.
 _WRITERS = ("embed_tokens", "o_proj", "down_proj")
@@ -257,3 +262,25 @@ def _versions(target: Target) -> dict[str, str]:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 found[name] = importlib.metadata.version(name)
     return found
+
+
+def speed_in(path: Path) -> bill.Speed:
+    """The speed that a plan of experiments.plan expects of the pair, on the hardware it was made for.
+
+    Raises:
+      UserError: it is no plan, or one for a CPU, of whose speed a plan says nothing.
+    """
+    no_plan = UserError(f"--plan={path} is no file that experiments.plan --json=FILE wrote")
+    try:
+        plan = json.loads(read_bytes(path) or "null")
+        asked, devices = plan["asked"], plan["devices"]
+        model, topology, rows = asked["original"], asked["topology"], plan["batch_size"]
+        if "step" not in plan:
+            raise UserError(f"--plan={path} is for {topology}, and says nothing of its speed; measure it")
+        tokens = float(plan["step"]["pair"]["tokens_per_second_expected"])
+        said = f"{plan['efficiency']:.0%} of the ceiling that {path} has for {model} on {topology}, batch {rows}"
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise no_plan from None
+    if not (0 < tokens < math.inf and isinstance(devices, int) and devices > 0):
+        raise no_plan
+    return bill.Speed(tokens, said, devices)

@@ -39,6 +39,21 @@ class Work:
 
 
 @dataclasses.dataclass(frozen=True)
+class Speed:
+    """How fast rollouts are taken to come.
+
+    Attributes:
+      tokens: a second, of all devices together.
+      said: where that is from.
+      devices: how many; None where nobody has said.
+    """
+
+    tokens: float
+    said: str
+    devices: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Calls:
     """What a judge behind an API is asked.
 
@@ -62,12 +77,11 @@ class Calls:
     why: str = ""
 
 
-def work_words(work: Work, speed: float | None, said: str, advice: str) -> list[str]:
+def work_words(work: Work, speed: Speed | None, advice: str) -> list[str]:
     """Rollouts, tokens and hours, a line each.
 
     Args:
-      speed: tokens a second; None where nobody has said, or measured, any.
-      said: where the speed is from.
+      speed: None where nobody has said, or measured, any.
       advice: how to find it out.
     """
     lines = []
@@ -89,13 +103,15 @@ def work_words(work: Work, speed: float | None, said: str, advice: str) -> list[
     if speed is None:
         lines.append(f"time: unknown; {advice}")
     else:
-        at_most = duration(most / speed)
-        about = (
-            "" if work.most == work.expected else f", about {duration(work.expected * work.tokens / speed)} expected"
-        )
+        at_most, expected = most / speed.tokens, work.expected * work.tokens / speed.tokens
+        about = "" if work.most == work.expected else f", about {duration(expected)} expected"
+        hours = "device-hours are that times the devices"
+        if speed.devices is not None:
+            about_hours = "" if not about else f", about {expected * speed.devices / 3600:,.3g} expected"
+            hours = f"device-hours: at most {at_most * speed.devices / 3600:,.3g}{about_hours}"
         lines.append(
-            f"time: at most {at_most}{about} at {speed:,.0f} tokens/s of all devices ({said}); device-hours are that "
-            "times the devices"
+            f"time: at most {duration(at_most)}{about} at {speed.tokens:,.0f} tokens/s of all devices ({speed.said}); "
+            f"{hours}"
         )
     return lines
 

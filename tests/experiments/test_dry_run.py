@@ -174,7 +174,50 @@ def test_two_judges_over_a_stored_run(here, dry):
         assert len(server.asked) == calls + 1
 
 
+def plan(path, **more):
+    """As experiments.plan --json writes it, as far as a dry run reads it."""
+    step = {"pair": {"tokens_per_second_expected": 2000.0}}
+    asked = {"original": "some/model", "topology": "v5e:2x2"}
+    path.write_text(
+        json.dumps({"asked": asked, "devices": 4, "batch_size": 64, "efficiency": 0.5, "step": step} | more)
+    )
+    return f"--plan={path}"
+
+
+def test_time_and_device_hours_as_planned(dry, tmp_path):
+    said = dry(estimate, "--limit=2", "--method=naive", "--n_naive=9000", plan(tmp_path / "plan.json"))
+    # 18,000 rollouts of 64 tokens are 576 s at 2,000 tokens a second, on 4 devices.
+    assert "time: at most 10 min at 2,000 tokens/s of all devices (50% of the ceiling that " in said
+    assert "plan.json has for some/model on v5e:2x2, batch 64); device-hours: at most 0.64\n" in said
+    said = dry(estimate, "--limit=2", "--method=lpe", plan(tmp_path / "plan.json"))
+    assert re.search(r"device-hours: at most 0\.\d+, about 0\.\d+ expected\n", said)
+
+
+def test_a_file_that_is_no_plan(here, tmp_path):
+    wrong = {
+        "none.json": "is no file that experiments.plan --json=FILE wrote",
+        "text.json": "is no file that experiments.plan --json=FILE wrote",
+        "other.json": "is no file that experiments.plan --json=FILE wrote",
+        "nan.json": "is no file that experiments.plan --json=FILE wrote",
+        "cpu.json": "is for cpu, and says nothing of its speed; measure it",
+    }
+    (tmp_path / "text.json").write_text("a plan")
+    (tmp_path / "other.json").write_text("[1, 2]")
+    plan(tmp_path / "nan.json", step={"pair": {"tokens_per_second_expected": float("nan")}})
+    plan(tmp_path / "cpu.json", asked={"original": "some/model", "topology": "cpu"})
+    of_cpu = json.loads((tmp_path / "cpu.json").read_text())
+    del of_cpu["step"]
+    (tmp_path / "cpu.json").write_text(json.dumps(of_cpu))
+    for name, words in wrong.items():
+        code, out, err = here(estimate, "--dry_run", f"--plan={tmp_path / name}")
+        assert code == 2 and out == "" and f"{name} {words}" in err and err.count("\n") == 1, err
+
+
 def test_flags_that_do_not_fit(here, tmp_path):
+    code, _, err = here(estimate, plan(tmp_path / "plan.json"))
+    assert code == 2 and "--plan goes with --dry_run" in err
+    code, _, err = here(estimate, plan(tmp_path / "plan.json"), "--dry_run", "--tokens_per_second=5")
+    assert code == 2 and "give one of them" in err
     code, _, err = here(estimate, "--tokens_per_second=5")
     assert code == 2 and "--tokens_per_second goes with --dry_run" in err
     code, _, err = here(judge, "--dry_run", "--judge=rules", "--validate=labels.jsonl")

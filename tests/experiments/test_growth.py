@@ -8,7 +8,7 @@ import shutil
 import pytest
 from absl import flags as absl_flags
 
-from experiments import estimate, judges, outputs, quality, vocabulary
+from experiments import estimate, judges, methods, outputs, quality, vocabulary
 from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.records.run import less, more
 from tests.helpers import hf_model, save_hf_pair, save_tokenizer
@@ -171,13 +171,13 @@ ELSEWHERE = {
     # Refused with a judge that has no use for them; part of the identity of one that has.
     *("judge_template", "judge_mapping"),
     # Nothing is run, and no folder is opened.
-    *("dry_run", "tokens_per_second"),
+    *("dry_run", "tokens_per_second", "plan"),
 }
 
 
 def test_every_flag_is_thought_of():
     """Whoever adds a flag says here whether it belongs to a run's identity."""
-    modules = (estimate, vocabulary, judges, quality, outputs)
+    modules = (methods, vocabulary, judges, quality, outputs)
     own = {flag.name for m in modules for flag in absl_flags.FLAGS.flags_by_module_dict()[m.__name__]}
     assert own == FLIPS.keys() | ELSEWHERE
 

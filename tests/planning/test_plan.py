@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lpe_jax.models.checkpoint import config_json
+from lpe_jax.plan import speed_in
 from lpe_jax.planning.chips import CHIPS
 from tests.helpers import tiny_config
 
@@ -140,6 +141,8 @@ def test_a_plan_for_tpus(sizeable, tmp_path):
     assert plan["sweep"]["path"] == 30 and plan["sweep"]["naive"] == 200
     pair, alone = plan["step"]["pair"], plan["step"]["alone"]
     assert 0.4 < alone["flops"] / pair["flops"] < 0.6 and "device-hours" in done.stdout
+    speed = speed_in(path)
+    assert (speed.tokens, speed.devices) == (pair["tokens_per_second_expected"], 4) and "v5e:2x2" in speed.said
 
 
 @pytest.mark.aot

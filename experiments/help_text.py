@@ -51,8 +51,8 @@ def by_topic(found: Iterable[flags.Flag], program: ModuleType) -> dict[str, list
 
 
 def meaning(flag: flags.Flag) -> str:
-    """Its help, as one line. absl has the values of an enum in front, and they are set before the meaning here."""
-    said = " ".join(flag.help.split())
+    """Its help, as one line, without what absl adds; the values of an enum stand before it."""
+    said = " ".join(flag.help.split()).removesuffix("; repeat this option to specify a list of values")
     if values := re.match(r"<([^>]*\|[^>]*)>: ", said):
         said = f"{values[1].replace('|', ', ')}. {said[values.end() :]}"
     return said

@@ -224,7 +224,7 @@ def _run(
         finished, index = opened.record | {"status": "finished"}, drawing.store().index()
         with Lookup(folder) as lookup:
             said = Recall(finished, lookup)
-            contents = page.contents_of(folder, finished, prompts, index, said, results, phases, options)
+            contents = page.contents_of(folder, finished, prompts, index, said, results, phases, options, job.procedure)
         page.write_page([contents], folder / page.NAME, options)
         opened.metric(event="finished", seconds=round(time.monotonic() - began, 1))
         opened.finish(table.CSV, table.TEXT)

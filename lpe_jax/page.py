@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lpe_jax.estimation.procedure import Procedure
 from lpe_jax.recall import Recall, some_of
 from lpe_jax.records.files import part_files, read_bytes, write_whole
 from lpe_jax.records.index import Index
@@ -37,6 +38,7 @@ def contents_of(
     results: Sequence[PromptResult],
     phases: Mapping[tuple[str, str | None], int],
     options: Options,
+    procedure: Procedure,
 ) -> RunContents:
     """What a report tells of a run.
 
@@ -45,6 +47,7 @@ def contents_of(
       index: where its rollouts are; said: what its judge said of them.
       results: of all prompts.
       phases: what two judges in a row said, empty with one.
+      procedure: by which the rollouts were drawn.
 
     Raises:
       RunError: something in the folder is damaged.
@@ -78,6 +81,7 @@ def contents_of(
         },
         notes=notes,
         reasons=reasons,
+        procedure=procedure,
         differing=differing,
     )
 

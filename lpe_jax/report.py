@@ -24,8 +24,10 @@ def read_contents(folder: Path, options: Options) -> RunContents:
         said = Recall(stored.record, lookup)
         for places, items in stored.items():
             verdicts.put(places, said(items))
-        results, phases = estimated(stored, stored.job(None, JudgeSettings(), False), verdicts)
-        return contents_of(folder, stored.record, stored.prompts, stored.index, said, results, phases, options)
+        job = stored.job(None, JudgeSettings(), False)
+        results, phases = estimated(stored, job, verdicts)
+        there = stored.record, stored.prompts, stored.index
+        return contents_of(folder, *there, said, results, phases, options, job.procedure)
 
 
 def run(folders: list[Path], *, out: Path | None, options: Options) -> Path:

@@ -8,11 +8,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lpe_jax.estimation.lpe import LPE
+from lpe_jax.estimation.procedure import Procedure
 from lpe_jax.evaluation.auroc import auroc
+from lpe_jax.evaluation.fewer import with_fewer
 from lpe_jax.evaluation.measures import FLOOR, POSITIVE, WARM_UP
 from lpe_jax.reporting.table import PromptResult, stood_by
+from lpe_jax.types import Counts
 
 _DRAWS = 200
+# Subsets of a run's rollouts behind a point, and the fewest per alpha that are tried.
+_SUBSETS, _FEWEST = 40, 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +39,11 @@ class Held:
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """How well a run ranks prompts: its AUROC and rollouts per prompt, and naive sampling's by budget ([B] each)."""
+    """How well a run ranks prompts: its AUROC and rollouts per prompt, and naive sampling's by budget ([B] each).
+
+    less: rollouts per prompt and AUROC that the same method would have had with fewer per alpha ([F] each, ascending,
+    the run itself last); empty where that cannot be told from its counts.
+    """
 
     positives: int
     prompts: int
@@ -41,6 +51,7 @@ class Ranked:
     spent: float
     budgets: np.ndarray
     naive: np.ndarray
+    less: tuple[np.ndarray, np.ndarray] = (np.zeros(0), np.zeros(0))
 
     @property
     def naive_needs(self) -> float:
@@ -83,11 +94,13 @@ def held(results: Sequence[PromptResult]) -> Held | None:
     )
 
 
-def ranked(results: Sequence[PromptResult], seed: int = 0) -> Ranked | None:
+def ranked(results: Sequence[PromptResult], procedure: Procedure | None = None, seed: int = 0) -> Ranked | None:
     """AUROC after Figure 1 of Pernice and Aranguri 2026, by the true rate; None where it tells nothing.
 
     Who takes part and who is positive are as in lpe_jax/evaluation/measures.py: true rates below 1/WARM_UP, split at
     POSITIVE. Naive sampling's curve is the mean over binomial draws from the true rates.
+
+    procedure: by which the rollouts were drawn; of LPE's, subsets say how it ranks with fewer.
     """
     results = [r for r in known(results) if r.truth[0] < -math.log10(WARM_UP)]
     truth = np.array([r.truth[0] for r in results])
@@ -102,7 +115,38 @@ def ranked(results: Sequence[PromptResult], seed: int = 0) -> Ranked | None:
     draws = random.binomial(budgets[:, None, None].astype(int), 10.0**truth, (len(budgets), _DRAWS, len(results)))
     naive = np.asarray(auroc(draws, positive, everyone)).mean(axis=1)
     area = float(auroc(rate, positive, everyone))
-    return Ranked(int(positive.sum()), len(results), area, spent, budgets, naive)
+    less = _with_fewer(results, positive, procedure, area, spent, seed)
+    return Ranked(int(positive.sum()), len(results), area, spent, budgets, naive, less)
+
+
+def _with_fewer(
+    results: Sequence[PromptResult],
+    positive: np.ndarray,
+    procedure: Procedure | None,
+    area: float,
+    spent: float,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`Ranked.less`: means over subsets, at a half, a quarter, ... of the rollouts per alpha."""
+    if not isinstance(procedure, LPE) or procedure.reuse_search or any(r.corrected for r in results):
+        return Ranked.less
+    fit, search = (
+        Counts(*(np.stack([np.asarray(getattr(c, x)) for c in of]) for x in ("alpha", "scored", "complied")))
+        for of in ([r.fit for r in results], [r.search for r in results])
+    )
+    drawn = procedure.n_fit * np.sum(np.asarray(fit.scored) > 0, axis=-1)  # [P]
+    points = [(spent, area)]
+    n = procedure.n_fit // 2
+    while n >= _FEWEST:
+        rates, rollouts = with_fewer(procedure, fit, search, n, repeats=_SUBSETS, seed=seed)
+        points.append(
+            (
+                spent + float(np.mean(rollouts - drawn)),
+                float(np.mean(np.asarray(auroc(rates, positive, np.ones(len(results), bool))))),
+            )
+        )
+        n //= 2
+    return tuple(np.array(column) for column in zip(*reversed(points), strict=True))
 
 
 def fitted_at_one(result: PromptResult) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lpe_jax.estimation.procedure import Procedure
 from lpe_jax.reporting.table import PromptResult
 from lpe_jax.types import Prompt
 
@@ -40,6 +41,7 @@ class RunContents:
       hashes: sha256 of files of the folder, by name.
       notes: what a reader must know of each prompt, by id, as the run's own table has it.
       reasons: why rollouts went unscored, and how many.
+      procedure: by which the rollouts were drawn; None if nobody said.
       differing: prompts whose numbers in the run's own table are others.
     """
 
@@ -54,6 +56,7 @@ class RunContents:
     hashes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     reasons: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    procedure: Procedure | None = None
     differing: int = 0
 
     @property

@@ -14,6 +14,7 @@ import numpy as np
 
 from lpe_jax.reporting.curves import curve_of
 from lpe_jax.reporting.figures import bottom_of, points_of
+from lpe_jax.reporting.ground import Ranked
 from lpe_jax.reporting.table import PromptResult, stood_by, unfitted
 from lpe_jax.reporting.text import format_interval, format_rate, printable
 
@@ -199,32 +200,50 @@ def calibration_svg(results: Sequence[PromptResult]) -> str:
     return _svg(frame, parts, f"Estimated against true rates of {len(results)} prompts")
 
 
-def auroc_svg(naive: tuple[np.ndarray, np.ndarray], runs: Sequence[tuple[str, float, float]]) -> str:
-    """AUROC against rollouts per prompt: naive sampling's curve ([B] budgets, [B] areas), and where runs stand: words,
-    rollouts per prompt and area of each.
+def auroc_svg(runs: Sequence[tuple[str, Ranked]]) -> str:
+    """AUROC against rollouts per prompt: naive sampling's curve, as the first run has it, and where runs stand by their
+    names, with what they would have reached with fewer rollouts where that is known.
     """
-    budgets, areas = naive
-    across = np.log10([*budgets, *(spent for _, spent, _ in runs)])
+    budgets, areas = runs[0][1].budgets, runs[0][1].naive
+    across = np.log10([*budgets, *(rank.spent for _, rank in runs)])
     frame = Frame(460, 300, (float(across.min()) - 0.1, float(across.max()) + 0.15), (0.45, 1.0))
-    line = "L".join(f"{_n(frame.at(math.log10(b)))} {_n(frame.up(a))}" for b, a in zip(budgets, areas, strict=True))
+
+    def line(rollouts: np.ndarray, areas: np.ndarray) -> str:
+        return "M" + "L".join(
+            f"{_n(frame.at(x))} {_n(frame.up(y))}" for x, y in zip(np.log10(rollouts), areas, strict=True)
+        )
+
     parts = []
     for value in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
         parts += _tick_y(frame, value, f"{value:.1f}")
     for k in decades(*frame.x):
         parts += _tick_x(frame, float(k), f"{10**k:,}" if k < 5 else superscript(k))
     parts += _names(frame, "rollouts per prompt", "AUROC")
-    parts.append(f'<path class="naive" d="M{line}"/>')
-    for words, spent, area in runs:
-        x, y = frame.at(math.log10(spent)), frame.up(area)
+    parts.append(f'<path class="naive" d="{line(budgets, areas)}"/>')
+    for words, rank in runs:
+        if len(rank.less[0]) > 1:
+            parts.append(f'<path class="less" d="{line(*rank.less)}"/>')
+            for rollouts, area in zip(*(values[:-1] for values in rank.less), strict=True):
+                at = f'cx="{_n(frame.at(math.log10(rollouts)))}" cy="{_n(frame.up(area))}"'
+                parts.append(f'<circle class="less" {at} r="2.5"/>')
+        x, y = frame.at(math.log10(rank.spent)), frame.up(rank.area)
         parts.append(f'<path class="estimate" d="{_star(x, y)}"/>')
         parts.append(f'<text class="said" x="{_n(x + 10)}" y="{_n(y + 4)}">{escape(printable(words))}</text>')
     middle = len(budgets) * 2 // 3
     beside, under = frame.at(math.log10(budgets[middle])) + 8, frame.up(areas[middle]) + 14
     parts.append(f'<text class="quiet" x="{_n(beside)}" y="{_n(under)}">naive sampling</text>')
     said = "; ".join(
-        f"{printable(words)}: {area:.3f} with {spent:,.0f} rollouts per prompt" for words, spent, area in runs
+        f"{printable(words)}: "
+        + ", ".join(f"{area:.3f} with {spent:,.0f}" for spent, area in zip(*_reached(rank), strict=True))
+        + " rollouts per prompt"
+        for words, rank in runs
     )
     return _svg(frame, parts, f"AUROC against naive sampling; {said}")
+
+
+def _reached(rank: Ranked) -> tuple[np.ndarray, np.ndarray]:
+    """Rollouts per prompt and AUROC: of the run, and of the same with fewer."""
+    return rank.less if len(rank.less[0]) else (np.array([rank.spent]), np.array([rank.area]))
 
 
 def _svg(frame: Frame, parts: Iterable[str], label: str) -> str:

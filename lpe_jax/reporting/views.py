@@ -67,7 +67,7 @@ def run_view(contents: RunContents, number: int, options: Options) -> dict[str, 
             _row(contents, r, row, lowest, options) for r, row in zip(results, estimates_rows(results), strict=True)
         ],
         "states": {state: STATES[state] for state in STATES if any(_state(r) == state for r in results)},
-        "truths": _truths(results),
+        "truths": _truths(contents),
         "naive": ground.against_naive(results),
         "saved": _saved(results),
         "seconds": duration(contents.seconds),
@@ -111,19 +111,20 @@ def ranks_compared(runs: Sequence[RunContents]) -> dict[str, Any] | None:
     """
     shared = set.intersection(*({r.prompt_id for r in ground.known(run.results)} for run in runs))
     of_shared = [[r for r in run.results if r.prompt_id in shared] for run in runs]
-    ranks = [ground.ranked(results) for results in of_shared]
+    ranks = [ground.ranked(results, run.procedure) for results, run in zip(of_shared, runs, strict=True)]
     # Prompts may be called alike in two worlds.
     truths = {frozenset((r.prompt_id, r.truth[0]) for r in results) for results in of_shared}
     if any(rank is None for rank in ranks) or len(truths) > 1:
         return None
     some = ranks[0]
-    stars = [(str(number), rank.spent, rank.area) for number, rank in enumerate(ranks, start=1)]
     names = [
-        f"{number}: {printable(run.name)} ({METHODS.get(run.method, run.method)}), {float(area):.3f} with {spent:,.0f}"
-        for (number, spent, area), run in zip(stars, runs, strict=True)
+        f"{number}: {printable(run.name)} ({METHODS.get(run.method, run.method)}), {rank.area:.3f} with "
+        f"{rank.spent:,.0f}"
+        for number, (rank, run) in enumerate(zip(ranks, runs, strict=True), start=1)
     ]
     return {
-        "figure": Markup(svg.auroc_svg((some.budgets, some.naive), stars)),
+        "figure": Markup(svg.auroc_svg([(str(number), rank) for number, rank in enumerate(ranks, start=1)])),
+        "fewer": any(len(rank.less[0]) > 1 for rank in ranks),
         "prompts": some.prompts,
         "positives": some.positives,
         "names": names,
@@ -268,9 +269,10 @@ def _count(value: float) -> str:
     return f"{round(value / unit) * unit:,}"
 
 
-def _truths(results: Sequence[PromptResult]) -> dict[str, Any] | None:
+def _truths(contents: RunContents) -> dict[str, Any] | None:
     """Calibration, and ranking where it tells anything."""
-    found, ranks = ground.held(results), ground.ranked(results)
+    results = contents.results
+    found, ranks = ground.held(results), ground.ranked(results, contents.procedure)
     if found is None:
         return None
     needs = math.inf if ranks is None else ranks.naive_needs
@@ -278,9 +280,8 @@ def _truths(results: Sequence[PromptResult]) -> dict[str, Any] | None:
         "held": found,
         "figure": Markup(svg.calibration_svg(ground.known(results))),
         "ranks": ranks,
-        "auroc": None
-        if ranks is None
-        else Markup(svg.auroc_svg((ranks.budgets, ranks.naive), [("this run", ranks.spent, ranks.area)])),
+        "auroc": None if ranks is None else Markup(svg.auroc_svg([("this run", ranks)])),
+        "fewer": ranks is not None and len(ranks.less[0]) > 1,
         "needs": f"more than {_count(float(ranks.budgets[-1]))}" if ranks and needs == math.inf else _count(needs),
     }
 

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from lpe_jax.estimation.adaptive import Path
 from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.naive import Naive
 from lpe_jax.estimation.procedure import replay
@@ -359,3 +360,20 @@ def test_held_against_truth():
     assert ranks.area == pytest.approx(np.mean(pairs))
     # A million naive rollouts rank well, ten hardly at all.
     assert ranks.naive[0] < 0.6 and ranks.naive[-1] > 0.95 and ranks.naive_needs > ranks.budgets[0]
+
+
+def test_ranks_with_fewer_rollouts():
+    """Means over subsets rise to the run's own, and only LPE's can be told from counts."""
+    results = [result(str(i), i) for i in range(40)]
+    procedure = LPE(n_fit=60, alphas=tuple(np.linspace(0.95, 0.0, 20).tolist()))
+    plain, ranks = ground.ranked(results), ground.ranked(results, procedure)
+    assert len(plain.less[0]) == 0 and (plain.area, plain.spent) == (ranks.area, ranks.spent)
+    rollouts, areas = ranks.less
+    assert len(areas) == 4 and (rollouts[-1], areas[-1]) == (ranks.spent, ranks.area)  # 7, 15, 30, 60
+    assert np.all(np.diff(rollouts) > 0) and np.all(np.diff(areas) > -0.02) and areas[0] < areas[-1]
+    assert len(ground.ranked(results, Path()).less[0]) == 0
+    corrected = [dataclasses.replace(r, corrected=True) for r in results]
+    assert len(ground.ranked(corrected, procedure).less[0]) == 0
+    page = render([contents([str(i) for i in range(40)], procedure=procedure)])
+    assert page.count('<circle class="less"') == 3 and "with a half, a quarter and so on" in page
+    assert '<circle class="less"' not in render([contents([str(i) for i in range(40)])])

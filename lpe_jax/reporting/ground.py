@@ -162,7 +162,7 @@ def against_naive(results: Sequence[PromptResult]) -> tuple[int, int, float] | N
     """
     pairs = []
     for r in results:
-        if r.naive is not None:
+        if r.naive is not None and not r.counted:
             (k, n), (own_k, own_n) = r.naive, fitted_at_one(r)
             pairs.append(((k - own_k, n - own_n), 10.0 ** float(r.estimate.log10_rate)))
     if not any(n for (_, n), _ in pairs):

@@ -72,8 +72,9 @@ def test_unknown_cells_are_empty():
 def test_notes_in_words():
     assert notes(result()) == ""
     assert notes(fallback()) == "fallback: fewer than two alphas with compliant rollouts to fit a line to"
-    beside = dataclasses.replace(fallback().estimate, log10_rate=-0.1)
-    assert notes(dataclasses.replace(fallback(), estimate=beside)).startswith("common where it was measured")
+    beside = Counts(np.array([0.95, 0.5]), np.array([100, 0]), np.array([45, 0]))
+    said = notes(dataclasses.replace(fallback(), fit=beside, search=None))
+    assert said.startswith("no line: the rate is that of the only alpha with compliant rollouts, beside")
     rare = Counts(ALPHA, np.array([10, 10, 0]), np.array([0, 4, 0]))
     rare_fit = dataclasses.replace(FIT, complied=np.array([0, 5, 49]))
     assert notes(result(search=rare, fit=rare_fit)) == "no alpha reached 50 %"

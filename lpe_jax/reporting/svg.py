@@ -182,14 +182,15 @@ def calibration_svg(results: Sequence[PromptResult]) -> str:
         np.array([float(getattr(r.estimate, x)) for r in results]) for x in ("log10_rate", "low", "high")
     )
     place = np.where(point == -np.inf, high, point)
-    bottom = min(bottom_of(truth, []), bottom_of(place, low))
-    frame = Frame(460, 380, (bottom, 0.15), (bottom, 0.15))
+    left, bottom = bottom_of(truth, []), bottom_of(place, low)
+    frame = Frame(460, 380, (left, 0.15), (bottom, 0.15))
     parts = [*_rates_up(frame), *_rates_across(frame), *_names(frame, "true rate", "estimated rate")]
+    first = max(left, bottom)
     parts.append(
-        f'<path class="guide" d="M{_n(frame.at(bottom))} {_n(frame.up(bottom))}L{_n(frame.at(0))} {_n(frame.up(0))}"/>'
+        f'<path class="guide" d="M{_n(frame.at(first))} {_n(frame.up(first))}L{_n(frame.at(0))} {_n(frame.up(0))}"/>'
     )
     for doubtful, kind in ((True, "light"), (False, "fitted")):
-        cells = [i for i, r in enumerate(results) if stood_by(r) is not doubtful]
+        cells = [i for i, r in enumerate(results) if stood_by(r) is not doubtful and point[i] > -np.inf]
         parts.append(_whiskers(frame, truth[cells], low[cells], high[cells], kind))
         parts += [
             f'<circle class="{kind}" cx="{_n(frame.at(truth[i]))}" cy="{_n(frame.up(place[i]))}" r="4">'
@@ -197,7 +198,15 @@ def calibration_svg(results: Sequence[PromptResult]) -> str:
             "</title></circle>"
             for i in cells
         ]
-    return _svg(frame, parts, f"Estimated against true rates of {len(results)} prompts")
+    for i in np.flatnonzero(point == -np.inf):
+        x, y = frame.at(truth[i]), frame.up(place[i])
+        words = f"{printable(results[i].prompt_id)}: at most {format_rate(place[i])}, truth {format_rate(truth[i])}"
+        parts.append(
+            f'<path class="hollow" d="M{_n(x - 4)} {_n(y - 4)}h8l-4 6.5z"><title>{escape(words)}</title></path>'
+        )
+    inside = int(np.sum((low <= truth) & (truth <= high)))
+    counts = f"{len(results)} prompts; {inside} of {len(results)} intervals hold the truth"
+    return _svg(frame, parts, f"Estimated against true rates of {counts}")
 
 
 def auroc_svg(runs: Sequence[tuple[str, Ranked]]) -> str:
@@ -227,6 +236,8 @@ def auroc_svg(runs: Sequence[tuple[str, Ranked]]) -> str:
                 at = f'cx="{_n(frame.at(math.log10(rollouts)))}" cy="{_n(frame.up(area))}"'
                 parts.append(f'<circle class="less" {at} r="2.5"/>')
         x, y = frame.at(math.log10(rank.spent)), frame.up(rank.area)
+        ends = _n(frame.up(max(rank.low, frame.y[0]))), _n(frame.up(rank.high))
+        parts.append(f'<path class="whisker estimate" d="M{_n(x)} {ends[0]}V{ends[1]}"/>')
         parts.append(f'<path class="estimate" d="{_star(x, y)}"/>')
         parts.append(f'<text class="said" x="{_n(x + 10)}" y="{_n(y + 4)}">{escape(printable(words))}</text>')
     middle = len(budgets) * 2 // 3

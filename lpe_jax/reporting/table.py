@@ -175,7 +175,7 @@ def _why_not(result: PromptResult) -> str:
     rate = float(result.estimate.log10_rate)
     if -12 < rate < 0:
         said += "; --method=path may tell," if result.method == "lpe" else ";"
-        said += f" {_round_up(10 / 10**rate):,} naive rollouts would, with ten hits at this rate"
+        said += f" {_round_up(10 / 10**rate):,} naive rollouts would, if it is about this rate (by ten hits)"
     return said
 
 

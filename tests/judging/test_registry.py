@@ -41,7 +41,9 @@ def outcomes(judge, *texts):
 def test_known_names():
     assert isinstance(make_judge("rules"), RuleJudge)
     for spec in ("rule", "", "RULES", "strongreject"):
-        with pytest.raises(JudgeError, match="choose rules, tiny, openai:…, http:…, .*, or a Python predicate of your own"):
+        with pytest.raises(
+            JudgeError, match="choose rules, tiny, openai:…, http:…, .*, or a Python predicate of your own"
+        ):
             make_judge(spec)
 
 

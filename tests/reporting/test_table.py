@@ -102,8 +102,8 @@ def test_notes_in_words():
 def test_what_is_not_identified_says_why_and_what_would_settle_it():
     unknown = dataclasses.replace(ESTIMATE, identified=False)
     assert notes(result(estimate=unknown)) == (
-        "not identified: the path may be far from straight; --method=path may tell, 320,000 naive rollouts would, with "
-        "ten hits at this rate"
+        "not identified: the path may be far from straight; --method=path may tell, 320,000 naive rollouts would, if "
+        "it is about this rate (by ten hits)"
     )
     together = {"search": None, "method": "path", "estimate": unknown}
     assert notes(result(**together)).startswith("not identified: paths bend unlike the fitted curve; 320,000")

@@ -119,7 +119,7 @@ def notes(result: PromptResult) -> str:
     elif bool(estimate.fallback) and not unfitted(result):
         found.append("no line: the rate is that of the only alpha with compliant rollouts, beside the original")
     elif unfitted(result):
-        found.append("fallback: fewer than two alphas with compliant rollouts to fit a line to")
+        found.append("fallback: no line, as fewer than two alphas have compliant rollouts; the rate is a default")
     elif float(estimate.intercept) > 0 and float(estimate.log10_rate) == 0:
         found.append("rate clipped at 1")
     if result.contradicted:

@@ -18,7 +18,7 @@ from lpe_jax.reporting.report import LONGEST, Options, RunContents
 from lpe_jax.reporting.risk import above, deployment
 from lpe_jax.reporting.standing import METHODS, STATES, interval_of, order_of, place_of, sortable, state_of
 from lpe_jax.reporting.table import PromptResult, estimates_rows, few_words, floor_words, notes, stood_by, unfitted
-from lpe_jax.reporting.text import counted, duration, format_interval, format_rate, printable
+from lpe_jax.reporting.text import counted, duration, format_rate, printable
 from lpe_jax.types import Prompt
 
 
@@ -166,7 +166,7 @@ def _risk(risk) -> dict[str, str]:
     return {
         "method": risk.method,
         "queries": svg.superscript(round(math.log10(risk.queries))),
-        "worst": format_interval(*risk.worst),
+        "worst": _chance(*risk.worst),
         "any": _chance(*risk.any),
         "failures": "{} [{}, {}]".format(*(_count(10.0**x) for x in risk.failures)),
     }

@@ -22,7 +22,7 @@ import numpy as np
 from lpe_jax.records.files import write_whole
 from lpe_jax.reporting.marks import Line, Marks, bottom_of, picture_of
 from lpe_jax.reporting.table import PromptResult, stood_by, unfitted
-from lpe_jax.reporting.text import file_stem, printable, shorten
+from lpe_jax.reporting.text import file_stem, printable, shorten, superscript
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -84,7 +84,7 @@ def path_figure(result: PromptResult, *files: str | os.PathLike) -> None:
     picture = picture_of(result)
     name = printable(result.prompt_id)
     words = [textwrap.fill(part.words, 26) for part in picture.named]
-    height = 2.4 + 0.07 * sum(1 + text.count("\n") for text in words)
+    height = 2.5 + 0.07 * sum(1 + text.count("\n") for text in words)
     with _figure(files, (COLUMN, height), f"Compliance rate against alpha for {name}") as figure:
         axes = figure.add_subplot()
         shown = [_part(axes, part, picture.bottom) for part in picture.named]
@@ -138,8 +138,9 @@ def overview_figure(results: Sequence[PromptResult], *files: str | os.PathLike) 
     bottom = min(bottom_of(place, low), left)
     with _figure(files, (COLUMN, 3.2 if known else 2.6), "Estimated rates of all prompts") as figure:
         axes = figure.add_subplot()
+        named: list[Artist | None] = []
         if known:
-            axes.plot([-400, 0], [-400, 0], "--", color=GREY, linewidth=0.8, zorder=1, label="equal")
+            named += axes.plot([-400, 0], [-400, 0], "--", color=GREY, linewidth=0.8, zorder=1, label="equal")
         for cells, label, style in (
             (sure & ~fallback & ~zero, "estimate", {"fmt": "o", "color": BLUE}),
             (~sure & ~fallback & ~zero, "not identified", {"fmt": "o", "color": SKY, "markerfacecolor": "white"}),
@@ -147,7 +148,7 @@ def overview_figure(results: Sequence[PromptResult], *files: str | os.PathLike) 
             (zero, _NO_HIT, {"color": BLUE} | _NONE),
         ):
             style = {"markersize": 3.2, "elinewidth": 0.7} | style
-            _bars(axes, across[cells], place[cells], low[cells], high[cells], bottom, label, **style)
+            named.append(_bars(axes, across[cells], place[cells], low[cells], high[cells], bottom, label, **style))
         _rate_axis(axes.yaxis, bottom, 0.0)
         axes.set_ylabel("estimated rate")
         if known:
@@ -155,7 +156,8 @@ def overview_figure(results: Sequence[PromptResult], *files: str | os.PathLike) 
             axes.set_xlabel("true rate")
         else:
             axes.set_xlabel("prompts, by estimated rate")
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.05, 1.0), ncols=4, columnspacing=1.2, **_LEGEND)
+        above = {"loc": "lower left", "bbox_to_anchor": (-0.05, 1.0), "ncols": 4, "columnspacing": 1.2}
+        axes.legend(handles=[mark for mark in named if mark is not None], **_LEGEND | above)
 
 
 _LEGEND = {"frameon": False, "handlelength": 1.4, "labelspacing": 0.3, "borderaxespad": 0.3}
@@ -203,8 +205,8 @@ def _bars(axes: Axes, x, y, low, high, bottom: float, label: str, **style) -> Ar
 def _rate_axis(axis, bottom: float, top: float) -> None:
     """Limits, and ticks at whole decades, at most eight of them, written as powers of ten."""
     every = max(1, math.ceil(-bottom / 8))
-    ticks = [-float(t) for t in range(0, int(-bottom) + 1, every)]
-    axis.set_ticks(ticks, [f"$10^{{{t:.0f}}}$" if t else "1" for t in ticks])
+    ticks = range(0, -int(-bottom) - 1, -every)
+    axis.set_ticks(ticks, map(superscript, ticks))
     axis.axes.set(**{f"{axis.axis_name}lim": (bottom, top + 0.3)})
 
 

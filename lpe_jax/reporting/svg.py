@@ -15,7 +15,7 @@ import numpy as np
 from lpe_jax.reporting.ground import Ranked
 from lpe_jax.reporting.marks import Line, Marks, bottom_of, picture_of
 from lpe_jax.reporting.table import PromptResult, stood_by
-from lpe_jax.reporting.text import format_interval, format_rate, printable
+from lpe_jax.reporting.text import format_interval, format_rate, printable, superscript
 
 LEFT, RIGHT, TOP, FOOT = 66, 14, 12, 48
 
@@ -38,13 +38,6 @@ class Frame:
         """Pixels from the top; what lies outside is drawn on the edge."""
         low, high = self.y
         return self.height - FOOT - (min(max(y, low), high) - low) / (high - low) * (self.height - TOP - FOOT)
-
-
-def superscript(exponent: int) -> str:
-    """10 to a power, in characters."""
-    if exponent == 0:
-        return "1"
-    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def decades(low: float, high: float, most: int = 8) -> list[int]:
@@ -119,7 +112,7 @@ def _shape(marks: Marks, x: float, y: float) -> str:
     if marks.kind == "truth":
         return f"M{_n(x)} {_n(y - 5)}l5 5l-5 5l-5-5z"
     if marks.kind in ("estimate", "unsure"):
-        return _star(x, y + 0.5, 6.5)
+        return _star(x, y + 0.5, 7.0)
     return f"M{_n(x - 3.6)} {_n(y)}a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0-7.2 0z"
 
 

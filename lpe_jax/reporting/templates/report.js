@@ -134,7 +134,7 @@ document.addEventListener("DOMContentLoaded", () => {
         ...(words.length ? [`found by \u201c${words.join(" ")}\u201d`] : []),
         ...(state.value === "above" ? [`above ${written}`] : state.value ? [state.selectedOptions[0].text] : []),
       ];
-      filtered.textContent = by.length ? `Only ${shown} of ${bodies.length} prompts: ${by.join(", ")}.` : "";
+      filtered.textContent = shown < bodies.length ? `Only ${shown} of ${bodies.length} prompts: ${by.join(", ")}.` : "";
       label();
     };
     const changed = () => { filter(); tell(() => showing.textContent || `all ${bodies.length} shown`); };

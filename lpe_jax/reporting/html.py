@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,6 +67,11 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode()
 
 
+def breakable(text: str) -> Markup:
+    """The text, escaped, with places where a line may end after each / _ and -: ids are long and have no spaces."""
+    return Markup("<wbr>").join(re.split(r"(?<=[/_-])(?=.)", text))
+
+
 @functools.cache
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
@@ -78,4 +84,5 @@ def _environment() -> ImmutableSandboxedEnvironment:
     )
     environment.filters["thousands"] = lambda n: f"{n:,}"
     environment.filters["counted"] = counted
+    environment.filters["breakable"] = breakable
     return environment

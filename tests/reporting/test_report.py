@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import hashlib
 import html.parser
+import itertools
 import math
 import re
 import time
@@ -16,7 +17,7 @@ from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.naive import Naive
 from lpe_jax.estimation.procedure import replay
 from lpe_jax.reporting import ground, svg, views
-from lpe_jax.reporting.html import render
+from lpe_jax.reporting.html import breakable, render
 from lpe_jax.reporting.report import Options
 from lpe_jax.reporting.risk import above, deployment
 from lpe_jax.reporting.side_by_side import compared
@@ -38,6 +39,7 @@ TAGS = {
         "body",
         "a",
         "header",
+        "nav",
         "main",
         "footer",
         "section",
@@ -68,6 +70,7 @@ TAGS = {
         "i",
         "code",
         "pre",
+        "wbr",
         "details",
         "summary",
         "table",
@@ -84,6 +87,7 @@ TAGS = {
 }
 ATTRIBUTES = {
     *("lang", "charset", "http-equiv", "content", "name", "class", "href", "id", "value", "inputmode", "autocomplete"),
+    "autocapitalize",
     *("spellcheck", "type", "min", "max", "step", "role", "tabindex", "scope", "colspan", "dir", "for", "placeholder"),
     *("viewbox", "d", "cx", "cy", "r", "x", "y", "dy", "text-anchor", "transform"),
 }
@@ -142,7 +146,8 @@ def test_numbers_are_those_of_the_table(page):
 
 def test_the_same_contents_give_the_same_page(page):
     assert render([contents(IDS)]) == page
-    assert "data-ready" not in page and "0x" not in re.sub(r"<script>.*?</script>", "", page, flags=re.S)
+    own = re.sub(r"<script>.*?</script>|sha256-[^&']*", "", page, flags=re.S)
+    assert "data-ready" not in own and "0x" not in own
 
 
 def test_only_what_is_named_by_its_hash_may_run(page):
@@ -156,6 +161,20 @@ def test_only_what_is_named_by_its_hash_may_run(page):
     assert not rules
     # Before anything that it is to rule over.
     assert page.index("Content-Security-Policy") < page.index("<style>") < page.index("<script>")
+
+
+def test_headings_leave_out_no_level(page):
+    levels = [int(tag[1]) for tag, _ in Seen(page).tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[:3] == [1, 2, 3]
+    several = render([contents(IDS, name="one"), contents(IDS, name="other")])
+    levels = [int(tag[1]) for tag, _ in Seen(several).tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[:5] == [1, 2, 2, 3, 4]
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def test_long_ids_may_break_and_stay_escaped():
+    assert breakable("a/b_c-") == "a/<wbr>b_<wbr>c-"
+    assert breakable("</b>/<i>-&amp;") == "&lt;/<wbr>b&gt;/<wbr>&lt;i&gt;-<wbr>&amp;amp;"
 
 
 @pytest.mark.parametrize("made", ["page", "struck"])

@@ -105,8 +105,8 @@ def run(
         if processes.first:
             print(printable_lines((folder / table.TEXT).read_bytes()), end="")
             print(
-                f"\n{folder} is finished: nothing to do. Another --seed or --out draws anew; experiments.check looks "
-                "whether all of it is as it was written."
+                f"\n{folder} is finished: nothing to do (experiments.check looks whether it is all as it was written). "
+                "Another --seed or --out draws anew."
             )
         return folder
 

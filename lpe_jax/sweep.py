@@ -119,8 +119,8 @@ def run(
     if finished:
         if processes.first:
             print(
-                f"{folder} is finished: nothing to do. Another --seed or --out draws anew; experiments.check looks "
-                "whether all of it is as it was written."
+                f"{folder} is finished: nothing to do (experiments.check looks whether it is all as it was written). "
+                "Another --seed or --out draws anew."
             )
             if sweep.verify:
                 print("Nothing was verified: a bank keeps no tokens, and rollouts are verified as they are drawn.")

@@ -1,8 +1,7 @@
 """From the rates of some prompts to the risk of a deployment, and how well such forecasts have held.
 
-    python -m experiments.forecast --estimates=runs/estimate-1234/estimates.csv --queries=1e4,1e6,1e9
-    python -m experiments.forecast --backtest                        # on the embedded world's true rates
-    python -m experiments.forecast --backtest --estimates=FILE.csv   # on any file with a column of truths
+    python -m experiments.forecast runs/estimate-1234 --queries=1e4,1e6,1e9
+    python -m experiments.forecast --backtest   # on the embedded world's true rates, or --estimates with truths
 
 Prints worst-query risk, aggregate risk and behaviour frequency with 95 % intervals, or, for a backtest, the errors of
 forecasts made from a random part of the prompts when held against the others. lpe_jax/estimation/forecast.py explains.
@@ -14,10 +13,11 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import launch
+from experiments import folder, launch
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("estimates", None, "The estimates.csv of a run.")
+flags.adopt_module_key_flags(folder)
+flags.DEFINE_string("estimates", None, "A table of rates with the columns of a run's estimates.csv, instead of a run.")
 flags.DEFINE_string("estimator", None, "Which of the file's methods to take, where it holds several.")
 flags.DEFINE_list("queries", ["1e4", "1e6", "1e9"], "Sizes of deployment, in queries.")
 flags.DEFINE_list("thresholds", ["1e-3", "1e-2", "0.5"], "Rates for the share of queries that exceed them.")
@@ -129,15 +129,18 @@ def backtest_table(methods: list[str], thresholds: list[float]) -> None:
     print(PUBLISHED)
 
 
-def main() -> None:
+def main(run: str | None = None) -> None:
     from lpe_jax.errors import UserError
 
+    if run is not None and FLAGS.estimates:
+        raise UserError(f"rates are named in two ways, {run!r} and --estimates={FLAGS.estimates}; choose one of them")
+    FLAGS.estimates = FLAGS.estimates if run is None else str(Path(run) / "estimates.csv")
     methods = ["gumbel", "lognormal"] if FLAGS.method == "both" else [FLAGS.method]
     thresholds = numbers("thresholds", 1e-300, 1 - 1e-12)
     if FLAGS.backtest:
         return backtest_table(methods, thresholds)
     if not FLAGS.estimates:
-        raise UserError("--estimates is missing; name the estimates.csv of a run, or ask for --backtest")
+        raise UserError("RUN is missing; name a run folder, or a table with --estimates, or ask for --backtest")
     forecast_file(methods, thresholds)
 
 

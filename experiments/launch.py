@@ -55,8 +55,10 @@ def run(main: Callable[..., None]) -> None:
             fail(f"unexpected argument {given[int(most)]!r}; options are written --name=value, see --help")
         if takes is not None and takes.default is takes.empty and not given:
             fail(f"{takes.name.upper().removesuffix('S') if several else takes.name.upper()} is missing, see --help")
-        # JAX reports at INFO which backends it did not find; that is no news to the user.
-        logging.getLogger("jax").setLevel(logging.WARNING)
+        # JAX reports at INFO which backends it did not find, and what writes PDF files which tables of a font it has
+        # left out; that is no news to the user.
+        for talkative in ("jax", "fontTools"):
+            logging.getLogger(talkative).setLevel(logging.WARNING)
         try:
             main(*given)
         except UserError as error:

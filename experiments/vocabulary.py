@@ -32,7 +32,7 @@ flags.DEFINE_enum(
 flags.DEFINE_integer(
     "limit",
     None,
-    "Use the first so many prompts; 0 is all. Default: all, but 16 of the embedded pair's in experiments.estimate.",
+    "Use the first so many prompts; 0 is all. Default: all; of the embedded pair's experiments.estimate takes 16.",
     lower_bound=0,
 )
 flags.DEFINE_string(

@@ -23,7 +23,7 @@ from lpe_jax.estimation.expectation import expected_draws
 from lpe_jax.job import Job, is_finished
 from lpe_jax.judging.base import RemoteJudge
 from lpe_jax.judging.cascade import AnyJudge, Cascade, parse
-from lpe_jax.judging.registry import JUDGES, SERVERS, kind_of, make_judge
+from lpe_jax.judging.registry import JUDGES, KINDS, SERVERS, check_name, kind_of, make_judge
 from lpe_jax.judging.remembered import remembered_as
 from lpe_jax.judging.remote import RubricJudge
 from lpe_jax.judging.settings import JudgeSettings
@@ -210,6 +210,8 @@ def _calls(asked: Asked, work: Work, folder: Path | None, open_: Sequence[Prompt
             why=why,
         )
         lines += call_words(calls, asked.judge_settings)
+    own = [name for name in names if name not in JUDGES and kind_of(name) not in KINDS]
+    lines += [f"judge {name}: a Python function, not looked for; what it costs it knows itself" for name in own]
     return lines or [f"judge {asked.judge_name}: no calls"]
 
 
@@ -234,6 +236,10 @@ def _harmless(asked: Asked) -> AnyJudge | None:
     """The judge, where making it neither loads a model nor runs somebody's code; else None."""
     two = parse(asked.judge_name)
     names = (asked.judge_name,) if two is None else two[:2]
+    for name in names:
+        check_name(name)
+        if kind_of(name) == "jax":
+            local_folder(name.partition(":")[2])
     if any(name not in JUDGES and kind_of(name) not in (*SERVERS, "phrases") for name in names):
         return None
     return make_judge(asked.judge_name, asked.judge_settings)

@@ -26,7 +26,7 @@ from lpe_jax.records.ledger import NAME
 from lpe_jax.records.lookup import Lookup
 from lpe_jax.reporting import table
 from lpe_jax.reporting.columns import rows_of
-from lpe_jax.reporting.text import printable, spreadsheet_safe
+from lpe_jax.reporting.text import counted, printable, spreadsheet_safe
 from lpe_jax.stored import AT_ONCE, Stored, open_stored
 from lpe_jax.types import Outcome, Prompt, Rollout, Verdict
 
@@ -114,7 +114,9 @@ def run(folder: Path, out: Path, kind: str, sample: Sample) -> None:
     if stored.record["status"] != "finished":
         print("note: the run is not finished; this is of what it has drawn so far")
     left = "" if len(exported.places) == exported.total else f" of {exported.total:,}"
-    print(f"{len(exported.places):,}{left} rollouts of {len(stored.prompts)} prompts written to {out}")
+    print(f"{len(exported.places):,}{left} rollouts of {counted(len(stored.prompts), 'prompt')} written to {out}")
+    if left:
+        print("(chosen by --sample and --hits: shares among them are no rates)")
 
 
 def _of(stored: Stored, said: Recall, sample: Sample) -> Exported:

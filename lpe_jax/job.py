@@ -103,7 +103,10 @@ def run(
     if finished:
         if processes.first:
             print(printable_lines((folder / table.TEXT).read_bytes()), end="")
-            print(f"\n{folder} is finished: nothing to do. Another --seed or --out draws anew.")
+            print(
+                f"\n{folder} is finished: nothing to do. Another --seed or --out draws anew; experiments.check looks "
+                "whether all of it is as it was written."
+            )
         return folder
 
     if processes.first:

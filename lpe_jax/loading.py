@@ -108,7 +108,10 @@ def load(
         # Twice the memory may be news to whoever has a variant that is called ablated.
         notes.append(kept.why)
     if kept.fingerprints[0] == kept.fingerprints[1]:
-        notes.append("original and variant have identical weights: every alpha is the same model")
+        notes.append(
+            "warning: original and variant have identical weights, so that every alpha is the same model and there is "
+            "nothing to extrapolate; --method=naive counts"
+        )
     identity = {
         "original_weights": kept.fingerprints[0],
         "variant_weights": kept.fingerprints[1],

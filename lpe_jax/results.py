@@ -14,13 +14,14 @@ from lpe_jax.estimation.design import settling
 from lpe_jax.estimation.doubt import doubted
 from lpe_jax.estimation.gate import contradicted
 from lpe_jax.estimation.imputation import correct_estimate
-from lpe_jax.estimation.judge_error import JudgeQuality, floor
+from lpe_jax.estimation.intervals import clopper_pearson_log10
+from lpe_jax.estimation.judge_error import JudgeQuality, corrected_rate, floor
 from lpe_jax.estimation.likelihood import LEAST_HITS
 from lpe_jax.estimation.two_phase import audited_rate, phase_audit, phase_quality
 from lpe_jax.estimation.unscored import lpe_extremes
 from lpe_jax.judging.cascade import parse
 from lpe_jax.live import Finished
-from lpe_jax.reporting.table import PromptResult
+from lpe_jax.reporting.table import PromptResult, unfitted
 from lpe_jax.together import estimate_together, sums_of
 from lpe_jax.types import Counts, Estimate, Outcome
 
@@ -126,6 +127,8 @@ def checked(job: Job, result: PromptResult, check: Finished | None, quality: Jud
         estimate = dataclasses.replace(estimate, rollouts=np.asarray(int(estimate.rollouts) + check.rollouts))
     false_alarm = 0.0 if quality is None else 10.0 ** float(floor(quality)[1])
     naive = Counts(np.ones(1), np.array([scored]), np.array([complied]))
+    if complied and unfitted(result):
+        result, estimate = _counted(result, estimate, naive, quality)
     against = bool(contradicted(naive, estimate, false_alarm))
     estimate = dataclasses.replace(estimate, identified=np.asarray(bool(estimate.identified) and not against))
     needed = None
@@ -138,6 +141,21 @@ def checked(job: Job, result: PromptResult, check: Finished | None, quality: Jud
         contradicted=against,
         settling=needed,
     )
+
+
+def _counted(
+    result: PromptResult, estimate: Estimate, naive: Counts, quality: JudgeQuality | None
+) -> tuple[PromptResult, Estimate]:
+    """A prompt without a path whose naive rollouts [1] complied: their share tells more than any default."""
+    k, n = (float(x.sum()) for x in (naive.complied, naive.scored))
+    if quality is None:
+        rate, ends = np.log10(k / n), clopper_pearson_log10(k, n)
+    else:
+        rate, *ends = corrected_rate(k, n, quality)
+    low, high = (np.asarray(end) for end in ends)
+    known = {"log10_rate": np.asarray(rate), "low": low, "high": high}
+    flags = {"fallback": np.asarray(False), "identified": np.asarray(True)}
+    return dataclasses.replace(result, counted=True), dataclasses.replace(estimate, **known, **flags)
 
 
 def _audits(job: Job) -> bool:

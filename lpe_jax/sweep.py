@@ -118,7 +118,10 @@ def run(
     folder, finished = processes.follow(folder, finished)
     if finished:
         if processes.first:
-            print(f"{folder} is finished: nothing to do. Another --seed or --out draws anew.")
+            print(
+                f"{folder} is finished: nothing to do. Another --seed or --out draws anew; experiments.check looks "
+                "whether all of it is as it was written."
+            )
             if sweep.verify:
                 print("Nothing was verified: a bank keeps no tokens, and rollouts are verified as they are drawn.")
         return folder

@@ -23,7 +23,14 @@ ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "BUILD.md", "CHANGELOG.md", "CONTRIBUTING.md")
 DOCUMENTS = [*(ROOT / page for page in PAGES), *sorted((ROOT / "docs").glob("*.md"))]
 # What of a program's arguments is no flag; of the others none is.
-ARGUMENTS = {"check": (1, 1), "export": (1, 1), "extrapolate": (1, 99), "judge": (0, 1), "report": (1, 99)}
+ARGUMENTS = {
+    "check": (1, 1),
+    "export": (1, 1),
+    "extrapolate": (1, 99),
+    "forecast": (0, 1),
+    "judge": (0, 1),
+    "report": (1, 99),
+}
 
 
 def module(path):

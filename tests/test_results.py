@@ -118,3 +118,34 @@ def test_few_prompts_that_are_estimated_together_are_said_to_be_few():
     assert "3 prompts teach little of how paths bend" in said("path", Path(), 3)
     assert "1 prompt teaches little" in said("path", Path(), 1)
     assert not said("path", Path(), ENOUGH) and not said("lpe", LPE(), 3)
+
+
+def unfitted_result(complied=0):
+    """LPE's, whose fit saw nothing: the rate is the default."""
+    fit = Counts(ALPHA[1:], np.array([0.0, 0.0, 100.0]), np.array([0.0, 0.0, float(complied)]))
+    search = Counts(ALPHA[1:], np.full(3, 10.0), np.array([0.0, 0.0, 6.0]))
+    return PromptResult("p", LPE(alphas=(0.6, 0.4, 0.2)).fit(fit, search), fit, "lpe", search=search)
+
+
+@pytest.mark.parametrize("quality", [None, JudgeQuality(95, 100, 990, 1000)])
+def test_naive_rollouts_that_complied_stand_where_no_path_was_fitted(quality):
+    """A default of one in a million beside 42 of 100 would be believed by nobody who saw both."""
+    lpe = asked("lpe", LPE())
+    found = results.checked(lpe, unfitted_result(), naive(42), quality)
+    assert found.counted and bool(found.estimate.identified) and not bool(found.estimate.fallback)
+    rate = 0.42 if quality is None else (0.42 - 0.01) / (0.95 - 0.01)
+    assert 10 ** float(found.estimate.log10_rate) == pytest.approx(rate, abs=0.01)
+    assert found.estimate.low < found.estimate.log10_rate < found.estimate.high and not found.contradicted
+    assert "no line could be fitted: the rate is that of the naive rollouts, 42 of 100" in notes(found)
+    none = results.checked(lpe, unfitted_result(), naive(0), quality)
+    assert not none.counted and float(none.estimate.log10_rate) == -6 and "fallback" in notes(none)
+
+
+def test_what_is_common_beside_the_original_is_its_own_estimate():
+    """The fit fell under the threshold that the search had reached, at the highest alpha."""
+    fit = Counts(np.array([0.95, 0.9]), np.array([100.0, 0.0]), np.array([44.0, 0.0]))
+    search = Counts(np.array([0.95, 0.9]), np.array([10.0, 0.0]), np.array([5.0, 0.0]))
+    estimate = LPE(alphas=(0.95, 0.9)).fit(fit, search)
+    assert 10 ** float(estimate.log10_rate) == pytest.approx(0.44)
+    result = PromptResult("p", estimate, fit, "lpe", search=search)
+    assert not results.checked(asked("lpe", LPE()), result, naive(42), None).counted

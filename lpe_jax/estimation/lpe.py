@@ -22,6 +22,16 @@ SEARCH, FIT, DONE = 0, 1, 2
 BESIDE_THE_ORIGINAL = 0.9
 
 
+def lone_beside(alpha: Any, scored: Any, complied: Any) -> Any:
+    """[A] bool, of arrays [A] of either kind: the one alpha with hits, where that is all there is, right beside the
+    original with nothing scored above it. It is no line, but its own rate tells more than a default would.
+    """
+    hit = complied > 0
+    top = alpha >= BESIDE_THE_ORIGINAL
+    above = (alpha > (alpha * hit).sum()) & (scored > 0)
+    return hit & top & (hit.sum() == 1) & ~above.any()
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LPEState:
@@ -246,7 +256,7 @@ class LPE:
         log rate bends between the fitted alphas and 1, the truth can lie far outside.
 
         With fewer than two points, the fallback, the rate is fallback_rate; or, where the one alpha with compliant
-        rollouts is at least BESIDE_THE_ORIGINAL and reached the threshold, its own rate (our choice: the post's 1e-6
+        rollouts is at least BESIDE_THE_ORIGINAL and the highest, its own rate (our choice: the post's 1e-6
         would rank the most frequent behaviour with the rarest). Nothing then bounds the rate from below (low = -inf).
         From above it is bounded if the rate does not rise with alpha: it is then at most the mean rate of any rollouts
         drawn, and `high` is the Clopper–Pearson upper end of all rollouts at alphas whose rate, search and fit
@@ -274,10 +284,10 @@ class LPE:
         k = jnp.where(spoken_for, complied, 0.0) + jnp.where(searched, more_complied, 0.0)
         low, high = profile_interval(alpha, n, k, n > 0)
 
-        # One alpha is no line, but what is common right beside the original is not rare for want of a line.
-        beside = hit & ~self._under(scored, complied) & (alpha >= BESIDE_THE_ORIGINAL)
+        # What is common right beside the original is not rare for want of a line.
+        beside = lone_beside(alpha, scored, complied)
         only = jnp.sum(jnp.where(beside, complied / jnp.maximum(scored, 1), 0.0))
-        guess = jnp.log10(jnp.where((jnp.sum(hit) == 1) & jnp.any(beside), only, self.fallback_rate))
+        guess = jnp.log10(jnp.where(jnp.any(beside), only, self.fallback_rate))
         n, k = scored + more_scored, complied + more_complied
         under = self._under(n, k)
         under = under | ~jnp.any(under)

@@ -216,6 +216,20 @@ def _one_each(answers: Any, n: int) -> list[Any]:
     return [unscored(f"the predicate returned {said} for {n} responses")] * n
 
 
+def check_names(module_name: str, attribute: str) -> None:
+    """Whether both can be names of Python.
+
+    Raises:
+      JudgeError: one cannot.
+    """
+    if not all(name.isidentifier() for name in f"{module_name}.{attribute}".split(".")):
+        raise JudgeError(
+            f"judge {f'{module_name}:{attribute}'!r}: write a module and a function in it, both as Python names, as "
+            "mypackage.judges:complied; openai:MODEL, http://HOST/v1#MODEL, jax:CHECKPOINT and phrases:LIST are "
+            "spelt so"
+        )
+
+
 def load_predicate(
     module_name: str, attribute: str, connections: int = 64, timeout: float = 120.0
 ) -> Judge | RemoteJudge:
@@ -232,11 +246,7 @@ def load_predicate(
       JudgeError: no such module or attribute, an import that fails, not callable, or no source file.
     """
     spec = f"{module_name}:{attribute}"
-    if not all(name.isidentifier() for name in f"{module_name}.{attribute}".split(".")):
-        raise JudgeError(
-            f'judge {spec!r}: write "module:function", both as Python names; openai:MODEL, '
-            "http://HOST/v1#MODEL, jax:CHECKPOINT and phrases:LIST are spelt so"
-        )
+    check_names(module_name, attribute)
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a module runs as it is imported and may raise anything

@@ -6,13 +6,14 @@ A new judge is one class with the shape of lpe_jax.judging.base.Judge or RemoteJ
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lpe_jax.errors import JudgeError
 from lpe_jax.judging.base import Judge, RemoteJudge, masked, source_digest, unscored
 from lpe_jax.judging.cascade import AnyJudge, Cascade, parse
-from lpe_jax.judging.predicate import PredicateJudge, load_predicate
+from lpe_jax.judging.predicate import PredicateJudge, check_names, load_predicate
 from lpe_jax.judging.purse import Purse
 from lpe_jax.judging.rules import RuleJudge
 from lpe_jax.judging.settings import JudgeSettings
@@ -104,11 +105,27 @@ def _make(spec: str, settings: JudgeSettings) -> Judge | RemoteJudge:
     # As in URLs, either case.
     if before.lower() in KINDS and colon and after:
         return KINDS[before.lower()](after, settings)
-    if colon:
-        return load_predicate(before, after, settings.connections, settings.timeout)
+    check_name(spec)
+    return load_predicate(before, after, settings.connections, settings.timeout)
+
+
+def check_name(spec: str) -> None:
+    """Whether one judge's name can be one, as far as that is seen without making it.
+
+    Raises:
+      JudgeError: it is none.
+    """
+    before, colon, after = spec.partition(":")
+    if spec in JUDGES or (colon and before.lower() in KINDS and after):
+        return
+    if colon and before.lower() not in KINDS:
+        check_names(before, after)
+        return
+    meant = difflib.get_close_matches(before.lower(), [*JUDGES, *KINDS], 1)
     raise JudgeError(
         f"judge {masked(spec)!r} is not known; choose {', '.join(sorted(JUDGES))}, "
-        f"{', '.join(f'{k}:…' for k in KINDS)}, or module:function for a Python predicate of your own"
+        f"{', '.join(f'{k}:…' for k in KINDS)}, or a Python predicate of your own, as mypackage.judges:complied"
+        + "".join(f". Did you mean {name}{':…' * (name in KINDS)} ?" for name in meant)
     )
 
 

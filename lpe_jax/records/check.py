@@ -201,7 +201,7 @@ class Check:
         index = Index([functools.partial(read_shard, folder, entry, name) for name, entry in found.kept], from_table)
         if odd := _differing(index):
             self._wrong(folder, f"has rollouts twice and not alike, {odd:,} of them: it is of two runs", None)
-        self.there.append(f"{len(index):,} rollouts in {len(found.kept):,} shards")
+        self.there.append(f"{len(index):,} rollouts in {len(found.kept):,} shard{'s' * (len(found.kept) != 1)}")
         return len(index)
 
     def _bank(self) -> None:
@@ -258,7 +258,7 @@ class Check:
             if log.with_name(log.name.rpartition("-")[0]) not in ledgers:
                 self._taken(log, "is there without its ledger", "its verdicts are asked for again", again=True)
         if ledgers:
-            self.there.append(f"{verdicts:,} verdicts on responses that differ")
+            self.there.append(f"verdicts on {verdicts:,} distinct responses")
 
     def _mend_ledger(self, path: Path) -> None:
         mended, readable = path.with_name(f".{path.name}.tmp-{os.getpid()}"), path.is_file()

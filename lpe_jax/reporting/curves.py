@@ -17,13 +17,15 @@ _STEPS = 60
 class Curve:
     """log10 rates [N] at alphas [N] ascending to 1: the fit, and curves of its kind that end at the interval's ends.
 
-    low is -inf where nothing bounds the rate from below.
+    low is -inf where nothing bounds the rate from below. last, one of the alphas, is the largest that was fitted: from
+    there on the fit is an extrapolation.
     """
 
     alpha: np.ndarray
     fit: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    last: float
 
 
 def curve_of(result: PromptResult, points: int = 33) -> Curve | None:
@@ -37,17 +39,19 @@ def curve_of(result: PromptResult, points: int = 33) -> Curve | None:
     if not used.any() or not (math.isfinite(rate) and math.isfinite(slope)):
         return None
     alphas = np.asarray(result.fit.alpha, float)[used]
-    first = float(alphas.min())
+    first, last = float(alphas.min()), float(alphas.max())
     if result.search is not None:
-        alpha, middle = np.array([first, float(alphas.mean()), 1.0]), float(alphas.mean())
+        middle = float(alphas.mean())
+        alpha = np.unique([first, middle, last, 1.0])
         line = float(estimate.intercept) + slope * (alpha - 1.0)
         share = np.maximum(alpha - middle, 0.0) / max(1.0 - middle, 1e-9)
-        return Curve(alpha, line, *(_moved(line, end - float(estimate.intercept), share) for end in (low, high)))
-    alpha = np.linspace(first, 1.0, points)
+        sides = (_moved(line, end - float(estimate.intercept), share) for end in (low, high))
+        return Curve(alpha, line, *sides, last)
+    alpha = np.union1d(np.linspace(first, 1.0, points), last)
     fit = _Bending.through(rate * _LN10, slope * _LN10, float(estimate.curvature) * _LN10)
     if fit is None:
         return None
-    return Curve(alpha, *(fit.ending_at(end * _LN10)(alpha) / _LN10 for end in (rate, low, high)))
+    return Curve(alpha, *(fit.ending_at(end * _LN10)(alpha) / _LN10 for end in (rate, low, high)), last)
 
 
 def _moved(line: np.ndarray, by: float, share: np.ndarray) -> np.ndarray:

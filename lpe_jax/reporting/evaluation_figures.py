@@ -17,6 +17,7 @@ from lpe_jax.reporting.figures import (
     _HOLLOW,
     _LEGEND,
     _NO_HIT,
+    _STYLES,
     BLACK,
     BLUE,
     GREY,
@@ -25,9 +26,8 @@ from lpe_jax.reporting.figures import (
     _bars,
     _figure,
     _rate_axis,
-    bottom_of,
-    points_of,
 )
+from lpe_jax.reporting.marks import bottom_of, points_of
 from lpe_jax.reporting.text import printable, shorten
 from lpe_jax.types import Estimate
 
@@ -147,7 +147,7 @@ def figure_errors(estimates: Mapping[str, Estimate], truth: np.ndarray, file: st
             place = np.maximum(np.where(zero, high, rate), LOWEST)
             axes.plot([-400, 0], [-400, 0], "--", color=GREY, linewidth=0.8, zorder=1)
             for cells, label, style in (
-                (~sure & ~zero, "not identified", {"fmt": "o", "color": SKY}),
+                (~sure & ~zero, "not identified", {"fmt": "o", "color": SKY, "markerfacecolor": "white"}),
                 (sure & ~zero, "identified", {"fmt": "o", "color": BLUE}),
                 (zero, _NO_HIT, _HOLLOW),
             ):
@@ -201,8 +201,9 @@ def _draw_panel(axes: Axes, panel: Panel, point: tuple[np.ndarray, ...], bottom:
     alpha, rate, low, high = point
     used, hit, zero = np.asarray(panel.used, bool), np.isfinite(rate), rate == -np.inf
     small = {"markersize": 2.8, "elinewidth": 0.6, "markeredgewidth": 0.6}
-    for cells, colour, label in ((hit & ~used, SKY, "not fitted"), (hit & used, BLUE, "fitted")):
-        _bars(axes, alpha[cells], rate[cells], low[cells], high[cells], bottom, label, fmt="o", color=colour, **small)
+    for kind, cells, label in (("light", hit & ~used, "not fitted"), ("fitted", hit & used, "fitted")):
+        style = _STYLES[kind] | small
+        _bars(axes, alpha[cells], rate[cells], low[cells], high[cells], bottom, label, **style)
     _bars(axes, alpha[zero], high[zero], high[zero], high[zero], bottom, _NO_HIT, **_HOLLOW | small)
     if math.isfinite(panel.slope) and used.any():
         ends = np.array([alpha[used].min(), 1.0])

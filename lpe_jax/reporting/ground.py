@@ -17,18 +17,21 @@ from lpe_jax.reporting.table import PromptResult, stood_by
 from lpe_jax.types import Counts
 
 _DRAWS = 200
+# Of either kind of prompts, below which AUROC is a matter of chance; and resamples behind its interval.
+_LEAST, _RESAMPLES = 3, 1000
 # Subsets of a run's rollouts behind a point, and the fewest per alpha that are tried.
 _SUBSETS, _FEWEST = 40, 6
 
 
 @dataclasses.dataclass(frozen=True)
 class Held:
-    """Against true rates: K prompts, errors in log10 (rates below FLOOR count as FLOOR), intervals that hold the truth.
-
-    Of the `stood_by` prompts whose rate is identified, `covered_stood_by` intervals hold it.
+    """Against true rates: of `prompts` all intervals, `covered` of which hold the truth, and the errors in log10 of the
+    `rated` ones: where nothing complied there is an upper end and no rate (NaN without any; rates below FLOOR count as
+    FLOOR). Of the `stood_by` prompts whose rate is identified, `covered_stood_by` intervals hold it.
     """
 
     prompts: int
+    rated: int
     rmse: float
     bias: float
     median_factor: float
@@ -41,6 +44,7 @@ class Held:
 class Ranked:
     """How well a run ranks prompts: its AUROC and rollouts per prompt, and naive sampling's by budget ([B] each).
 
+    low, high: the middle 95 % of the AUROC over resampled prompts, positives and others each by themselves.
     less: rollouts per prompt and AUROC that the same method would have had with fewer per alpha ([F] each, ascending,
     the run itself last); empty where that cannot be told from its counts.
     """
@@ -49,6 +53,8 @@ class Ranked:
     prompts: int
     area: float
     spent: float
+    low: float
+    high: float
     budgets: np.ndarray
     naive: np.ndarray
     less: tuple[np.ndarray, np.ndarray] = (np.zeros(0), np.zeros(0))
@@ -81,13 +87,18 @@ def held(results: Sequence[PromptResult]) -> Held | None:
         np.array([float(getattr(r.estimate, x)) for r in results]) for x in ("log10_rate", "low", "high")
     )
     sure = np.array([stood_by(r) for r in results])
-    off = np.maximum(rate, FLOOR) - truth
+    rated = rate > -np.inf
+    off = (np.maximum(rate, FLOOR) - truth)[rated]
     inside = (low <= truth) & (truth <= high)
+    rmse = bias = median = math.nan
+    if off.size:
+        rmse, bias, median = np.sqrt(np.mean(off**2)), np.mean(off), np.median(np.abs(off))
     return Held(
         prompts=len(results),
-        rmse=float(np.sqrt(np.mean(off**2))),
-        bias=float(np.mean(off)),
-        median_factor=float(10 ** np.median(np.abs(off))),
+        rated=int(rated.sum()),
+        rmse=float(rmse),
+        bias=float(bias),
+        median_factor=float(10**median),
         covered=int(inside.sum()),
         stood_by=int(sure.sum()),
         covered_stood_by=int((inside & sure).sum()),
@@ -105,7 +116,7 @@ def ranked(results: Sequence[PromptResult], procedure: Procedure | None = None, 
     results = [r for r in known(results) if r.truth[0] < -math.log10(WARM_UP)]
     truth = np.array([r.truth[0] for r in results])
     positive = truth >= POSITIVE
-    if not results or positive.all() or not positive.any():
+    if min(positive.sum(), (~positive).sum()) < _LEAST:
         return None
     everyone = np.ones(len(results), bool)
     rate = np.array([float(r.estimate.log10_rate) for r in results])
@@ -116,7 +127,16 @@ def ranked(results: Sequence[PromptResult], procedure: Procedure | None = None, 
     naive = np.asarray(auroc(draws, positive, everyone)).mean(axis=1)
     area = float(auroc(rate, positive, everyone))
     less = _with_fewer(results, positive, procedure, area, spent, seed)
-    return Ranked(int(positive.sum()), len(results), area, spent, budgets, naive, less)
+    low, high = _resampled(rate, positive, random)
+    return Ranked(int(positive.sum()), len(results), area, spent, low, high, budgets, naive, less)
+
+
+def _resampled(rate: np.ndarray, positive: np.ndarray, random: np.random.Generator) -> tuple[float, float]:
+    """The middle 95 % of AUROC over resampled prompts [P]."""
+    groups = [np.flatnonzero(positive), np.flatnonzero(~positive)]
+    chosen = np.concatenate([random.choice(group, (_RESAMPLES, len(group))) for group in groups], axis=1)
+    areas = np.asarray(auroc(rate[chosen], positive[chosen], np.ones(chosen.shape, bool)))
+    return tuple(float(x) for x in np.quantile(areas, (0.025, 0.975)))
 
 
 def _with_fewer(
@@ -162,7 +182,7 @@ def against_naive(results: Sequence[PromptResult]) -> tuple[int, int, float] | N
     """
     pairs = []
     for r in results:
-        if r.naive is not None:
+        if r.naive is not None and not r.counted:
             (k, n), (own_k, own_n) = r.naive, fitted_at_one(r)
             pairs.append(((k - own_k, n - own_n), 10.0 ** float(r.estimate.log10_rate)))
     if not any(n for (_, n), _ in pairs):

@@ -18,8 +18,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
 from lpe_jax.reporting.report import AS_USUAL, Options, RunContents
+from lpe_jax.reporting.side_by_side import compared, ranks_compared
 from lpe_jax.reporting.text import counted
-from lpe_jax.reporting.views import compared, ranks_compared, run_view
+from lpe_jax.reporting.views import run_view
 
 _FOLDER = Path(__file__).with_name("templates")
 

@@ -12,11 +12,10 @@ from html import escape
 
 import numpy as np
 
-from lpe_jax.reporting.curves import curve_of
-from lpe_jax.reporting.figures import bottom_of, points_of
 from lpe_jax.reporting.ground import Ranked
-from lpe_jax.reporting.table import PromptResult, stood_by, unfitted
-from lpe_jax.reporting.text import format_interval, format_rate, printable
+from lpe_jax.reporting.marks import Line, Marks, bottom_of, picture_of
+from lpe_jax.reporting.table import PromptResult, stood_by
+from lpe_jax.reporting.text import format_interval, format_rate, printable, superscript
 
 LEFT, RIGHT, TOP, FOOT = 66, 14, 12, 48
 
@@ -41,13 +40,6 @@ class Frame:
         return self.height - FOOT - (min(max(y, low), high) - low) / (high - low) * (self.height - TOP - FOOT)
 
 
-def superscript(exponent: int) -> str:
-    """10 to a power, in characters."""
-    if exponent == 0:
-        return "1"
-    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-
-
 def decades(low: float, high: float, most: int = 8) -> list[int]:
     """Whole powers of ten between two log10, at most about so many."""
     first, last = math.ceil(low - 1e-9), math.floor(high + 1e-9)
@@ -56,55 +48,26 @@ def decades(low: float, high: float, most: int = 8) -> list[int]:
 
 
 def path_svg(result: PromptResult) -> str:
-    """One prompt's rates along the path, the fit carried to alpha = 1 with its fan, and the truth where it is known."""
-    estimate = result.estimate
-    alpha, rate, low, high = points_of(result.fit)
-    used = np.asarray(estimate.used, bool)
-    point, ends = float(estimate.log10_rate), (float(estimate.low), float(estimate.high))
-    truth, error = result.truth if result.truth is not None else (math.nan, math.nan)
-    hit, zero = np.isfinite(rate), rate == -np.inf
-    bottom = bottom_of(
-        [*rate, *high[zero], point, truth, *(ends[1:] if point == -math.inf else ())], [*low[hit], *ends]
-    )
-    curve = curve_of(result)
-    left = min(0.0, float(np.min(alpha)))
-    frame = Frame(560, 300, (left - 0.03, max(1.0, float(np.max(alpha))) + 0.07), (bottom, 0.15))
-    parts = [*_rates_up(frame), *_alphas_across(frame, left, max(1.0, float(np.max(alpha))))]
+    """One prompt's path: the marks and lines of `picture_of`."""
+    picture = picture_of(result)
+    frame = Frame(560, 300, picture.across, (picture.bottom, 0.15))
+    parts = _rates_up(frame)
+    if picture.ticks:
+        parts += [part for tick in picture.ticks for part in _tick_x(frame, tick, f"{tick:g}")]
+    else:
+        parts += _alphas_across(frame, *picture.across)
     parts += _names(frame, "α (0: variant, 1: original)", "compliance rate")
-    parts.append(f'<path class="guide" d="M{_n(frame.at(1.0))} {TOP}V{frame.height - FOOT}"/>')
-    if curve is not None:
-        parts += _fan(frame, curve)
-    if result.search is not None:
-        where, seen, *_ = points_of(result.search)
-        drawn = np.isfinite(seen)
-        cross = "".join(f"M{_n(frame.at(a) - 2.5)} {_n(frame.up(r) - 2.5)}l5 5m0-5l-5 5" for a, r in
-                        zip(where[drawn], seen[drawn], strict=True))  # fmt: skip
-        parts.append(f'<path class="search" d="{cross}"/>' if cross else "")
-    scored, complied = np.asarray(result.fit.scored), np.asarray(result.fit.complied)
-    for cells, kind in ((hit & ~used, "light"), (hit & used, "fitted")):
-        parts.append(_whiskers(frame, alpha[cells], low[cells], high[cells], kind))
-        parts += [
-            f'<circle class="{kind}" cx="{_n(frame.at(alpha[i]))}" cy="{_n(frame.up(rate[i]))}" r="3.6">'
-            f"<title>α = {alpha[i]:g}: {complied[i]:.0f} of {scored[i]:.0f} complied</title></circle>"
-            for i in np.flatnonzero(cells)
-        ]
-    parts += [
-        f'<path class="hollow" d="M{_n(frame.at(alpha[i]) - 4)} {_n(frame.up(high[i]) - 3)}h8l-4 6.5z">'
-        f"<title>α = {alpha[i]:g}: none of {scored[i]:.0f} complied</title></path>"
-        for i in np.flatnonzero(zero)
-    ]
-    at = frame.at(float(alpha[0]) if len(alpha) == 1 else 1.0)
-    if math.isfinite(point):
-        parts.append(_bar(frame, at, *ends, "estimate"))
-        kind = "estimate open" if unfitted(result) else "estimate"
-        parts.append(f'<path class="{kind}" d="{_star(at, frame.up(point))}"/>')
-    if math.isfinite(truth):
-        spread = 1.96 * error if math.isfinite(error) else 0.0
-        x, y = at + 13, frame.up(truth)
-        parts.append(_bar(frame, x, truth - spread, truth + spread, "truth"))
-        parts.append(f'<path class="truth" d="M{_n(x)} {_n(y - 5)}l5 5l-5 5l-5-5z"/>')
+    if picture.across[0] < 1.0 < picture.across[1]:
+        parts.append(f'<path class="guide" d="M{_n(frame.at(1.0))} {TOP}V{frame.height - FOOT}"/>')
+    for line in reversed(picture.lines):
+        corners = [f"{_n(frame.at(a))} {_n(frame.up(y))}" for a, y in zip(line.alpha, line.rate, strict=True)]
+        parts.append(f'<path class="{line.kind}" d="M{"L".join(corners)}{"z" * (line.kind == "fan")}"/>')
+    for marks in picture.marks:
+        parts += _drawn(frame, marks)
+    estimate = result.estimate
+    point, *ends = (float(getattr(estimate, name)) for name in ("log10_rate", "low", "high"))
     said = f"estimate {format_interval(point, *ends)}" + (
-        f", truth {format_rate(truth)}" if result.truth is not None else ""
+        f", truth {format_rate(result.truth[0])}" if result.truth is not None else ""
     )
     label = f"Compliance rate against alpha for {printable(result.prompt_id)}: {said}"
     return _svg(frame, parts, label)
@@ -112,31 +75,45 @@ def path_svg(result: PromptResult) -> str:
 
 def path_legend(result: PromptResult) -> list[tuple[str, str]]:
     """What each kind of mark in `path_svg` stands for, of those that are there: a small SVG and words."""
-    _, rate, *_ = points_of(result.fit)
-    used, estimate = np.asarray(result.estimate.used, bool), result.estimate
-    hit, zero = np.isfinite(rate), rate == -np.inf
-    dot, there = '<circle class="{}" cx="8" cy="6" r="3.6"/>', math.isfinite(float(estimate.log10_rate))
-    star = _star(8, 6.5, 6.5)
-    searched = result.search is not None and np.isfinite(points_of(result.search)[1]).any()
-    marks = (
-        (bool((hit & used).any()), dot.format("fitted"), "fitted"),
-        (bool((hit & ~used).any()), dot.format("light"), "not fitted"),
-        (bool(zero.any()), '<path class="hollow" d="M4 3h8l-4 6.5z"/>', "none complied: upper end"),
-        (searched, '<path class="search" d="M5.5 3.5l5 5m0-5l-5 5"/>', "search"),
-        (curve_of(result) is not None, '<path class="fit" d="M1 6H15"/>', "fit, and what its interval allows"),
-        (there and not unfitted(result), f'<path class="estimate" d="{star}"/>', "estimate"),
-        (there and unfitted(result), f'<path class="estimate open" d="{star}"/>', "stands in for an estimate"),
-        (
-            result.truth is not None and math.isfinite(result.truth[0]),
-            '<path class="truth" d="M8 1l5 5l-5 5l-5-5z"/>',
-            "truth",
-        ),
-    )
-    return [
-        (f'<svg class="figure mark" viewBox="0 0 16 12" aria-hidden="true">{mark}</svg>', words)
-        for shown, mark, words in marks
-        if shown
+    swatches = {"fit": "M1 6H15", "beyond": "M1 6H15", "fan": "M1 2H15V10H1z"}
+    legend = []
+    for part in picture_of(result).named:
+        shape = swatches[part.kind] if isinstance(part, Line) else _shape(part, 8, 6)
+        mark = f'<path class="{part.kind}" d="{shape}"/>'
+        legend.append((f'<svg class="figure mark" viewBox="0 0 16 12" aria-hidden="true">{mark}</svg>', part.words))
+    return legend
+
+
+def _drawn(frame: Frame, marks: Marks) -> list[str]:
+    """Marks over their bars; a bar that goes on below the axis ends in an arrowhead."""
+    at = [(frame.at(a), frame.up(r)) for a, r in zip(marks.alpha, marks.rate, strict=True)]
+    parts = []
+    if (marks.high > marks.low).any():
+        parts.append(_whiskers(frame, marks.alpha, marks.low, marks.high, marks.kind))
+        foot = _n(frame.up(frame.y[0]))
+        cut = "".join(
+            f"M{_n(x - 4)} {foot}h8l-4 6z" for (x, _), low in zip(at, marks.low, strict=True) if low < frame.y[0]
+        )
+        parts += [f'<path class="arrow {marks.kind}" d="{cut}"/>'] * bool(cut)
+    if not marks.said:
+        return [*parts, f'<path class="{marks.kind}" d="{"".join(_shape(marks, *place) for place in at)}"/>']
+    return parts + [
+        f'<path class="{marks.kind}" d="{_shape(marks, *place)}"><title>{said}</title></path>'
+        for place, said in zip(at, marks.said, strict=True)
     ]
+
+
+def _shape(marks: Marks, x: float, y: float) -> str:
+    """The outline of a mark at pixels x and y."""
+    if marks.none:
+        return f"M{_n(x - 4)} {_n(y - 3)}h8l-4 6.5z"
+    if marks.kind == "search":
+        return f"M{_n(x - 2.5)} {_n(y - 2.5)}l5 5m0-5l-5 5"
+    if marks.kind == "truth":
+        return f"M{_n(x)} {_n(y - 5)}l5 5l-5 5l-5-5z"
+    if marks.kind in ("estimate", "unsure"):
+        return _star(x, y + 0.5, 7.0)
+    return f"M{_n(x - 3.6)} {_n(y)}a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0-7.2 0z"
 
 
 def strip_svg(result: PromptResult, lowest: float) -> str:
@@ -182,14 +159,15 @@ def calibration_svg(results: Sequence[PromptResult]) -> str:
         np.array([float(getattr(r.estimate, x)) for r in results]) for x in ("log10_rate", "low", "high")
     )
     place = np.where(point == -np.inf, high, point)
-    bottom = min(bottom_of(truth, []), bottom_of(place, low))
-    frame = Frame(460, 380, (bottom, 0.15), (bottom, 0.15))
+    left, bottom = bottom_of(truth, []), bottom_of(place, low)
+    frame = Frame(460, 380, (left, 0.15), (bottom, 0.15))
     parts = [*_rates_up(frame), *_rates_across(frame), *_names(frame, "true rate", "estimated rate")]
+    first = max(left, bottom)
     parts.append(
-        f'<path class="guide" d="M{_n(frame.at(bottom))} {_n(frame.up(bottom))}L{_n(frame.at(0))} {_n(frame.up(0))}"/>'
+        f'<path class="guide" d="M{_n(frame.at(first))} {_n(frame.up(first))}L{_n(frame.at(0))} {_n(frame.up(0))}"/>'
     )
     for doubtful, kind in ((True, "light"), (False, "fitted")):
-        cells = [i for i, r in enumerate(results) if stood_by(r) is not doubtful]
+        cells = [i for i, r in enumerate(results) if stood_by(r) is not doubtful and point[i] > -np.inf]
         parts.append(_whiskers(frame, truth[cells], low[cells], high[cells], kind))
         parts += [
             f'<circle class="{kind}" cx="{_n(frame.at(truth[i]))}" cy="{_n(frame.up(place[i]))}" r="4">'
@@ -197,7 +175,15 @@ def calibration_svg(results: Sequence[PromptResult]) -> str:
             "</title></circle>"
             for i in cells
         ]
-    return _svg(frame, parts, f"Estimated against true rates of {len(results)} prompts")
+    for i in np.flatnonzero(point == -np.inf):
+        x, y = frame.at(truth[i]), frame.up(place[i])
+        words = f"{printable(results[i].prompt_id)}: at most {format_rate(place[i])}, truth {format_rate(truth[i])}"
+        parts.append(
+            f'<path class="hollow" d="M{_n(x - 4)} {_n(y - 4)}h8l-4 6.5z"><title>{escape(words)}</title></path>'
+        )
+    inside = int(np.sum((low <= truth) & (truth <= high)))
+    counts = f"{len(results)} prompts; {inside} of {len(results)} intervals hold the truth"
+    return _svg(frame, parts, f"Estimated against true rates of {counts}")
 
 
 def auroc_svg(runs: Sequence[tuple[str, Ranked]]) -> str:
@@ -227,6 +213,8 @@ def auroc_svg(runs: Sequence[tuple[str, Ranked]]) -> str:
                 at = f'cx="{_n(frame.at(math.log10(rollouts)))}" cy="{_n(frame.up(area))}"'
                 parts.append(f'<circle class="less" {at} r="2.5"/>')
         x, y = frame.at(math.log10(rank.spent)), frame.up(rank.area)
+        ends = _n(frame.up(max(rank.low, frame.y[0]))), _n(frame.up(rank.high))
+        parts.append(f'<path class="whisker estimate" d="M{_n(x)} {ends[0]}V{ends[1]}"/>')
         parts.append(f'<path class="estimate" d="{_star(x, y)}"/>')
         parts.append(f'<text class="said" x="{_n(x + 10)}" y="{_n(y + 4)}">{escape(printable(words))}</text>')
     middle = len(budgets) * 2 // 3
@@ -297,25 +285,11 @@ def _alphas_across(frame: Frame, left: float, right: float) -> list[str]:
     return [part for k in range(first, last + 1) for part in _tick_x(frame, k * step, f"{k * step:g}")]
 
 
-def _fan(frame: Frame, curve) -> list[str]:
-    up, back = ([f"{_n(frame.at(a))} {_n(frame.up(y))}" for a, y in zip(curve.alpha, side, strict=True)]
-                for side in (curve.high, curve.low))  # fmt: skip
-    line = "L".join(f"{_n(frame.at(a))} {_n(frame.up(y))}" for a, y in zip(curve.alpha, curve.fit, strict=True))
-    return [f'<path class="fan" d="M{"L".join([*up, *reversed(back)])}z"/>', f'<path class="fit" d="M{line}"/>']
-
-
 def _whiskers(frame: Frame, x: np.ndarray, low: np.ndarray, high: np.ndarray, kind: str) -> str:
     lines = "".join(
         f"M{_n(frame.at(a))} {_n(frame.up(b))}V{_n(frame.up(c))}" for a, b, c in zip(x, low, high, strict=True)
     )
     return f'<path class="whisker {kind}" d="{lines}"/>' if lines else ""
-
-
-def _bar(frame: Frame, x: float, low: float, high: float, kind: str) -> str:
-    """An interval at x pixels; one that goes on below the axis ends in an arrowhead."""
-    foot = _n(frame.up(low))
-    arrow = f'<path class="{kind}" d="M{_n(x - 4)} {foot}h8l-4 6z"/>' if low < frame.y[0] else ""
-    return f'<path class="whisker {kind}" d="M{_n(x)} {foot}V{_n(frame.up(high))}"/>{arrow}'
 
 
 def _star(x: float, y: float, size: float = 7.5) -> str:

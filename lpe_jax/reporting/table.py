@@ -15,6 +15,7 @@ import numpy as np
 
 from lpe_jax.estimation.judge_error import JudgeQuality, floor
 from lpe_jax.estimation.likelihood import LEAST_HITS
+from lpe_jax.estimation.lpe import lone_beside
 from lpe_jax.estimation.pooled import ENOUGH
 from lpe_jax.records.files import write_whole
 from lpe_jax.reporting.text import (
@@ -65,7 +66,8 @@ class PromptResult:
     was checked against, contradicted whether they complied more often than it can explain; unscored_in_check counts
     those of `unscored` that no estimate is fitted to, reasons how often the judge gave which for any of `unscored`.
     settling is (alpha, rollouts) that would identify the rate, where too little complied and were the path as fitted.
-    note is added to the notes that `notes` makes.
+    counted says that no path was fitted and the estimate is the share of those naive rollouts that complied. note is
+    added to the notes that `notes` makes.
     """
 
     prompt_id: str
@@ -87,17 +89,20 @@ class PromptResult:
     unscored_in_check: int = 0
     reasons: Mapping[str, int] = dataclasses.field(default_factory=dict)
     settling: tuple[float, float] | None = None
+    counted: bool = False
     note: str = ""
 
 
 def unfitted(result: PromptResult) -> bool:
-    """Whether a default stands in for its rate: no path was fitted, and it is not common where it was measured."""
-    return bool(result.estimate.fallback) and float(result.estimate.log10_rate) < math.log10(result.threshold)
+    """Whether a default stands in for its rate: no path was fitted, and nothing was measured beside the original."""
+    cells = (np.asarray(getattr(result.fit, name)) for name in ("alpha", "scored", "complied"))
+    return bool(result.estimate.fallback) and not lone_beside(*cells).any()
 
 
 def stood_by(result: PromptResult) -> bool:
-    """Whether the estimator has a rate of it, and stands by it."""
-    return bool(result.estimate.identified) and not unfitted(result)
+    """Whether the estimator has a rate of it, and stands by it. An upper end alone, where nothing complied, is none."""
+    has_rate = float(result.estimate.log10_rate) > -math.inf
+    return has_rate and bool(result.estimate.identified) and not unfitted(result)
 
 
 def notes(result: PromptResult) -> str:
@@ -108,10 +113,13 @@ def notes(result: PromptResult) -> str:
         n, k = (np.stack([getattr(c, name) for c in (search, result.fit)]) for name in ("scored", "complied"))
         if not (k / np.maximum(n, 1) >= result.threshold)[n > 0].any():
             found.append(f"no alpha reached {100 * result.threshold:g} %")
-    if bool(estimate.fallback) and not unfitted(result):
-        found.append("common where it was measured: the rate is that of the only alpha fitted, not of a line")
+    if result.counted:
+        k, n = result.naive
+        found.append(f"no line could be fitted: the rate is that of the naive rollouts, {k} of {n} of which complied")
+    elif bool(estimate.fallback) and not unfitted(result):
+        found.append("no line: the rate is that of the only alpha with compliant rollouts, beside the original")
     elif unfitted(result):
-        found.append("fallback: fewer than two alphas with compliant rollouts to fit a line to")
+        found.append("fallback: no line, as fewer than two alphas have compliant rollouts; the rate is a default")
     elif float(estimate.intercept) > 0 and float(estimate.log10_rate) == 0:
         found.append("rate clipped at 1")
     if result.contradicted:
@@ -167,7 +175,7 @@ def _why_not(result: PromptResult) -> str:
     rate = float(result.estimate.log10_rate)
     if -12 < rate < 0:
         said += "; --method=path may tell," if result.method == "lpe" else ";"
-        said += f" {_round_up(10 / 10**rate):,} naive rollouts would, with ten hits at this rate"
+        said += f" {_round_up(10 / 10**rate):,} naive rollouts would, if it is about this rate (by ten hits)"
     return said
 
 

@@ -21,6 +21,13 @@ def format_rate(log10_rate: float, digits: int = 2) -> str:
     return "1" if exponent == 0 else f"{mantissa}e{exponent:+03d}"
 
 
+def superscript(exponent: int) -> str:
+    """10 to a power, in characters."""
+    if exponent == 0:
+        return "1"
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
 def format_interval(log10_rate: float, low: float, high: float) -> str:
     """ "3.1e-05 [2.0e-06, 4.0e-04]", or "≤ 3.0e-05" where nothing complied and only the upper end is known."""
     if log10_rate == -math.inf:

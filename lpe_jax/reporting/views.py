@@ -16,19 +16,10 @@ from lpe_jax.reporting import ground, svg
 from lpe_jax.reporting.judges import cascade_words, verdict_words
 from lpe_jax.reporting.report import LONGEST, Options, RunContents
 from lpe_jax.reporting.risk import above, deployment
+from lpe_jax.reporting.standing import METHODS, STATES, interval_of, order_of, place_of, sortable, state_of
 from lpe_jax.reporting.table import PromptResult, estimates_rows, few_words, floor_words, notes, stood_by, unfitted
-from lpe_jax.reporting.text import counted, duration, format_interval, format_rate, printable
+from lpe_jax.reporting.text import counted, duration, format_rate, printable
 from lpe_jax.types import Prompt
-
-METHODS = {"lpe": "straight line", "path": "bending path", "naive": "count"}
-# What a row is called by, and filtered by: the worst that is to be said of its rate.
-STATES = {
-    "identified": "identified",
-    "doubt": "not identified",
-    "fallback": "no fit",
-    "contradicted": "contradicted",
-    "nohit": "no hit",
-}
 
 
 def visible(text: str) -> str:
@@ -39,7 +30,7 @@ def visible(text: str) -> str:
 def run_view(contents: RunContents, number: int, options: Options) -> dict[str, Any]:
     """All that the template says of one run."""
     results = contents.results
-    lowest = min([-3.0, *(_place(r) for r in results)])
+    lowest = min([-3.0, *(place_of(r) for r in results), *(r.truth[0] for r in ground.known(results))])
     lowest = max(math.floor(lowest - 0.5), -12)
     unscored, total = sum(r.unscored for r in results), sum(r.complied + r.refused + r.unscored for r in results)
     risks, why_not = deployment(results)
@@ -60,74 +51,20 @@ def run_view(contents: RunContents, number: int, options: Options) -> dict[str, 
         "unscored": unscored,
         "unscored_share": f"{100 * unscored / total:.2g} %" if unscored else "0 %",
         "risks": [_risk(risk) for risk in risks],
+        "tails": _tails(risks, results) if risks else None,
         "no_risks": why_not,
         "few": few_words(len(results)) if contents.method == "path" else "",
         "axis": Markup(svg.strip_axis(lowest)),
         "rows": [
             _row(contents, r, row, lowest, options) for r, row in zip(results, estimates_rows(results), strict=True)
         ],
-        "states": {state: STATES[state] for state in STATES if any(_state(r) == state for r in results)},
+        "states": {state: STATES[state] for state in STATES if any(state_of(r) == state for r in results)},
         "truths": _truths(contents),
         "naive": ground.against_naive(results),
         "saved": _saved(results),
         "seconds": duration(contents.seconds),
         "judge": _judge(contents),
         "tables": _tables(contents),
-    }
-
-
-def compared(runs: Sequence[RunContents]) -> list[dict[str, Any]]:
-    """Prompts that several runs have, with each run's rate: rows for a table of runs side by side."""
-    by_id = [{r.prompt_id: r for r in run.results} for run in runs]
-    order = dict.fromkeys(i for run in by_id for i in run)
-    rows = []
-    for prompt_id in order:
-        cells = [run.get(prompt_id) for run in by_id]
-        places = [_place(r) for r in cells if r is not None]
-        rows.append(
-            {
-                "id": printable(prompt_id),
-                "cells": [None if r is None else _cell(r) for r in cells],
-                "truth": next((format_rate(r.truth[0]) for r in cells if r is not None and r.truth is not None), ""),
-                "apart": f"× {10 ** min(max(places) - min(places), 99):,.3g}" if len(places) > 1 else "",
-                "apart_sort": _number(max(places) - min(places)) if len(places) > 1 else "-1",
-            }
-        )
-    return rows
-
-
-def _cell(result: PromptResult) -> dict[str, str]:
-    state = _state(result)
-    return {
-        "text": _interval(result),
-        "sort": _number(_place(result)),
-        "state": "" if state == "identified" else STATES[state],
-    }
-
-
-def ranks_compared(runs: Sequence[RunContents]) -> dict[str, Any] | None:
-    """Where several runs of the same prompts stand in one figure of AUROC against rollouts; None where too little is
-    known of them.
-    """
-    shared = set.intersection(*({r.prompt_id for r in ground.known(run.results)} for run in runs))
-    of_shared = [[r for r in run.results if r.prompt_id in shared] for run in runs]
-    ranks = [ground.ranked(results, run.procedure) for results, run in zip(of_shared, runs, strict=True)]
-    # Prompts may be called alike in two worlds.
-    truths = {frozenset((r.prompt_id, r.truth[0]) for r in results) for results in of_shared}
-    if any(rank is None for rank in ranks) or len(truths) > 1:
-        return None
-    some = ranks[0]
-    names = [
-        f"{number}: {printable(run.name)} ({METHODS.get(run.method, run.method)}), {rank.area:.3f} with "
-        f"{rank.spent:,.0f}"
-        for number, (rank, run) in enumerate(zip(ranks, runs, strict=True), start=1)
-    ]
-    return {
-        "figure": Markup(svg.auroc_svg([(str(number), rank) for number, rank in enumerate(ranks, start=1)])),
-        "fewer": any(len(rank.less[0]) > 1 for rank in ranks),
-        "prompts": some.prompts,
-        "positives": some.positives,
-        "names": names,
     }
 
 
@@ -147,14 +84,14 @@ def _row(
         "rate": row["rate"],
         "low": row["low"],
         "high": row["high"],
-        "interval": _interval(result),
-        "sort": _number(_place(result)),
+        "interval": interval_of(result),
+        "sort": order_of(result),
         "strip": Markup(svg.strip_svg(result, lowest)),
-        "state": _state(result),
-        "state_words": STATES[_state(result)],
+        "state": state_of(result),
+        "state_words": STATES[state_of(result)],
         "method": METHODS.get(result.method, result.method),
         "fit": _fit(result),
-        "fit_sort": _number(_fit_sort(result)),
+        "fit_sort": sortable(_fit_sort(result)),
         "rollouts": int(result.estimate.rollouts),
         "verdicts": f"{result.complied:,} complied, {result.refused:,} refused, {result.unscored:,} unscored",
         "unscored": result.unscored,
@@ -188,7 +125,9 @@ def _naive(result: PromptResult) -> str:
         return ""
     fitted = ground.fitted_at_one(result)[1]
     said = f"{result.naive[0]:,} of {result.naive[1]:,} complied"
-    return said + (f"; {fitted:,} of them are fitted, the others check the fit" if fitted else "")
+    if result.counted:
+        return f"{said}; they are what the rate is"
+    return said + (f"; {fitted:,} of these rollouts are fitted, the others check the fit" if fitted else "")
 
 
 def _turns(prompt: Prompt) -> list[tuple[str, str, int]]:
@@ -196,26 +135,6 @@ def _turns(prompt: Prompt) -> list[tuple[str, str, int]]:
     return [
         (printable(m.role), visible(m.content[:LONGEST]), max(len(m.content) - LONGEST, 0)) for m in prompt.messages
     ]
-
-
-def _place(result: PromptResult) -> float:
-    """The log10 rate, or the upper end where nothing complied."""
-    rate = float(result.estimate.log10_rate)
-    return float(result.estimate.high) if rate == -math.inf else rate
-
-
-def _interval(result: PromptResult) -> str:
-    return format_interval(*(float(getattr(result.estimate, name)) for name in ("log10_rate", "low", "high")))
-
-
-def _state(result: PromptResult) -> str:
-    if result.contradicted:
-        return "contradicted"
-    if unfitted(result):
-        return "fallback"
-    if float(result.estimate.log10_rate) == -math.inf:
-        return "nohit"
-    return "identified" if bool(result.estimate.identified) else "doubt"
 
 
 def _fit(result: PromptResult) -> str:
@@ -233,27 +152,48 @@ def _fit_sort(result: PromptResult) -> float:
     return float(np.sum(result.fit.complied)) if result.search is None else -1.0 if math.isnan(r2) else r2
 
 
-def _number(value: float) -> str:
-    """For a browser to sort by."""
-    return "-9999" if math.isnan(value) or value == -math.inf else f"{value:.6g}"
-
-
 def _worst(results: Sequence[PromptResult]) -> dict[str, str] | None:
     """The highest rate of those that come from a fit: what stands in for one is a default."""
     some = [r for r in results if float(r.estimate.log10_rate) > -math.inf and not unfitted(r)]
     if not some:
         return None
-    worst = max(some, key=_place)
-    return {"id": printable(worst.prompt_id), "interval": _interval(worst), "rate": format_rate(_place(worst))}
+    worst = max(some, key=place_of)
+    ends = f"[{format_rate(float(worst.estimate.low))}, {format_rate(float(worst.estimate.high))}]"
+    return {"id": printable(worst.prompt_id), "ends": ends, "rate": format_rate(place_of(worst))}
 
 
 def _risk(risk) -> dict[str, str]:
     return {
         "method": risk.method,
         "queries": svg.superscript(round(math.log10(risk.queries))),
-        "worst": format_interval(*risk.worst),
-        "any": format_interval(*risk.any),
+        "worst": _chance(*risk.worst),
+        "any": _chance(*risk.any),
         "failures": "{} [{}, {}]".format(*(_count(10.0**x) for x in risk.failures)),
+    }
+
+
+def _chance(value: float, low: float, high: float) -> str:
+    """A probability with its interval, of log10; what is nearly certain is not called certain."""
+
+    def words(log10: float) -> str:
+        return "> 0.99" if 10**log10 > 0.99 else format_rate(log10) if log10 < -2 else f"{10**log10:.2f}"
+
+    return words(value) if 10**low > 0.99 else f"{words(value)} [{words(low)}, {words(high)}]"
+
+
+def _tails(risks: Sequence[Any], results: Sequence[PromptResult]) -> dict[str, Any]:
+    """What a forecast is to be held against: failures by the mean of these rates themselves, and how far the tails are
+    from each other, at the fewest queries.
+    """
+    queries = min(risk.queries for risk in risks)
+    failures = [risk.failures[0] for risk in risks if risk.queries == queries]
+    mean = float(np.mean([10.0 ** min(float(r.estimate.log10_rate), 0.0) for r in results]))
+    apart = 10 ** (max(failures) - min(failures))
+    return {
+        "queries": svg.superscript(round(math.log10(queries))),
+        "mean": _count(mean * queries),
+        "apart": f"{apart:.0f}" if apart >= 3 else "",
+        "guesses": sum(not stood_by(r) for r in results),
     }
 
 
@@ -279,6 +219,7 @@ def _truths(contents: RunContents) -> dict[str, Any] | None:
     return {
         "held": found,
         "figure": Markup(svg.calibration_svg(ground.known(results))),
+        "bias": f"{abs(found.bias):.2f} decades too {'high' if found.bias > 0 else 'low'}",
         "ranks": ranks,
         "auroc": None if ranks is None else Markup(svg.auroc_svg([("this run", ranks)])),
         "fewer": ranks is not None and len(ranks.less[0]) > 1,

@@ -48,7 +48,8 @@ def plain_loop(lpe, complied, scored):
                 break
     points = {a: k / n for a, (n, k) in fit.items() if k > 0}
     if len(points) < 2:
-        beside = [rate for alpha, rate in points.items() if alpha >= 0.9 and rate >= lpe.threshold]
+        top = max(a for a, (n, _) in fit.items() if n) if points else None
+        beside = [rate for alpha, rate in points.items() if alpha >= 0.9 and alpha == top]
         guess = beside[0] if beside else lpe.fallback_rate
         return np.log10(guess), search, fit, start, sum(taken.values()), points
     under = {a: rate for a, rate in points.items() if rate < lpe.threshold}
@@ -185,7 +186,7 @@ def test_all_comply_and_none_complies():
     assert np.isnan([nothing.slope, nothing.intercept, nothing.r2]).all()
 
 
-@pytest.mark.parametrize("rate", [1.0, 0.95, 0.7, 0.3])
+@pytest.mark.parametrize("rate", [1.0, 0.95, 0.7, 0.52, 0.48, 0.42, 0.35, 0.3])
 def test_what_is_common_at_the_original_is_never_called_rare(rate):
     """Where the sweep ends after one or two alphas because the behaviour is common, the estimate says common."""
     lpe = LPE()
@@ -193,7 +194,8 @@ def test_what_is_common_at_the_original_is_never_called_rare(rate):
     outcomes = np.random.default_rng(0).random((200, len(lpe.grid), lpe.most_per_cell)) < rate
     _, estimate = replay(lpe, outcomes)
     near = np.abs(estimate.log10_rate - np.log10(rate)) < 0.5
-    assert near.mean() > 0.85
+    # A line through two or three alphas may still be off; what never is said is the default.
+    assert near.mean() > 0.85 and estimate.log10_rate.min() > -3
     assert (estimate.high >= np.log10(rate) - 1e-9).mean() >= 0.93
 
 

@@ -147,7 +147,7 @@ def test_damaged_repaired_and_continued(place, here, drawn, case):
     shutil.copytree(whole, run)
     code, out, _ = here(check.main, str(run))
     there = f"{run}: 3 prompts, {len(RolloutStore(run / 'rollouts'))} rollouts in "
-    assert code == 0 and out.startswith(there) and out.endswith(" verdicts on responses that differ: all is well\n")
+    assert code == 0 and out.startswith(there) and out.endswith(" distinct responses: all is well\n")
     damages, said = DAMAGE[case]
     for damage in damages:
         damage(run)

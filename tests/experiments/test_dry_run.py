@@ -213,6 +213,28 @@ def test_a_file_that_is_no_plan(here, tmp_path):
         assert code == 2 and out == "" and f"{name} {words}" in err and err.count("\n") == 1, err
 
 
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("gpt-4", "judge 'gpt-4' is not known; choose rules, tiny, openai:…"),
+        ("rule", "Did you mean rules ?"),
+        ("openai", "Did you mean openai:… ?"),
+        ("jax:nothere", "checkpoint 'nothere' does not exist"),
+        ("module:my.judges:complied", "as mypackage.judges:complied"),
+        ("screen:rules,confirm:rule", "Did you mean rules ?"),
+    ],
+)
+def test_a_judge_that_is_none_costs_a_sentence(here, name, words):
+    """And is not told to cost nothing."""
+    code, out, err = here(estimate, "--dry_run", f"--judge={name}")
+    assert (code, out) == (2, "") and words in err and err.count("\n") == 1, err
+
+
+def test_a_judge_in_python_is_not_looked_for(dry):
+    said = dry(estimate, "--judge=mypackage.judges:complied", "--limit=2", "--method=naive")
+    assert "judge mypackage.judges:complied: a Python function, not looked for" in said
+
+
 def test_flags_that_do_not_fit(here, tmp_path):
     code, _, err = here(estimate, plan(tmp_path / "plan.json"))
     assert code == 2 and "--plan goes with --dry_run" in err

@@ -64,7 +64,7 @@ def test_backtest_of_the_embedded_world():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], "--estimates is missing"),
+        ([], "RUN is missing"),
         (["--estimates=/nowhere/e.csv"], "cannot be read"),
         (["--estimates=FILE", "--queries=0.5"], "--queries=0.5 must be numbers between 1"),
         (["--estimates=FILE", "--queries=many"], "--queries=many must be numbers"),

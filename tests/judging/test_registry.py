@@ -41,7 +41,9 @@ def outcomes(judge, *texts):
 def test_known_names():
     assert isinstance(make_judge("rules"), RuleJudge)
     for spec in ("rule", "", "RULES", "strongreject"):
-        with pytest.raises(JudgeError, match="choose rules, tiny, openai:…, http:…, .*, or module:function"):
+        with pytest.raises(
+            JudgeError, match="choose rules, tiny, openai:…, http:…, .*, or a Python predicate of your own"
+        ):
             make_judge(spec)
 
 
@@ -245,10 +247,10 @@ def test_objects_partials_and_methods_are_predicates(module):
         ("lpe_jax.version:__version__", "not callable but a str"),
         ("operator:eq", "no Python source file"),
         ("math:fsum", "no Python source file"),
-        ("lpe_jax.types:", "module:function"),
-        (":f", "module:function"),
-        ("a/b.py:f", "module:function"),
-        ("a:b:c", "module:function"),
+        ("lpe_jax.types:", "as mypackage.judges:complied"),
+        (":f", "as mypackage.judges:complied"),
+        ("a/b.py:f", "as mypackage.judges:complied"),
+        ("a:b:c", "as mypackage.judges:complied"),
     ],
 )
 def test_predicates_that_cannot_be_loaded(spec, said):

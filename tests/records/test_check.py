@@ -55,7 +55,7 @@ def test_nothing_is_wrong(run):
         "3 prompts",
         "28 rollouts in 7 shards",
         "a bank of 3 prompts",
-        "39 verdicts on responses that differ",
+        "verdicts on 39 distinct responses",
     ]
 
 

@@ -131,17 +131,17 @@ def test_figure_two_draws_what_the_panel_holds(tmp_path, figure):
     shown = [axes for axes in figure().axes if axes.get_visible()]
     assert [axes.get_title("left") for axes in shown] == [panel.prompt_id for panel in PANELS]
     plain, no_line, unbounded, flat, nothing = (marks(axes) for axes in shown)
-    assert set(plain) == {"fitted", "not fitted", "no hit: upper end", "line at α = 1", "truth"}
+    assert set(plain) == {"fitted", "not fitted", "none complied: upper end", "line at α = 1", "truth"}
     np.testing.assert_allclose(plain["fitted"].get_xdata(), [0.7, 0.5])
     np.testing.assert_allclose(plain["fitted"].get_ydata(), np.log10([0.02, 0.09]))
     np.testing.assert_allclose(plain["not fitted"].get_xdata(), [0.3])
-    np.testing.assert_allclose(plain["no hit: upper end"].get_ydata(), np.log10(beta.ppf(0.975, 1, 100)))
+    np.testing.assert_allclose(plain["none complied: upper end"].get_ydata(), np.log10(beta.ppf(0.975, 1, 100)))
     np.testing.assert_allclose(plain["line at α = 1"].get_ydata(), PANELS[0].intercept)
     dashed = next(line for line in shown[0].lines if len(line.get_xdata()) == 2 and line.get_xdata()[1] == 1)
     fitted = np.polyfit([0.7, 0.5], np.log10([0.02, 0.09]), 1)
     np.testing.assert_allclose(dashed.get_ydata(), np.polyval(fitted, [0.5, 1.0]))
     assert "truth" not in no_line and "line at α = 1" not in no_line
-    assert set(nothing) == {"no hit: upper end", "truth"}
+    assert set(nothing) == {"none complied: upper end", "truth"}
     assert flat["line at α = 1"].get_ydata()[0] <= 0
     # A truth without a lower bound goes on below the axis, which all panels share.
     bottom = shown[2].get_ylim()[0]
@@ -165,7 +165,7 @@ def test_errors_and_coverage(tmp_path, figure):
     np.testing.assert_allclose(good["identified"].get_xdata(), known)
     np.testing.assert_allclose(good["identified"].get_ydata(), known + 0.1)
     assert bold["identified"].get_ydata().min() == -12
-    np.testing.assert_allclose(zeros["no hit: upper end"].get_ydata(), [-4, -4])
+    np.testing.assert_allclose(zeros["none complied: upper end"].get_ydata(), [-4, -4])
     assert len(shy["identified"].get_xdata()) == 1 and len(shy["not identified"].get_xdata()) == 3
     dots = [line for line in shown[4].lines if line.get_marker() == "o"]
     # Of zeros three intervals are known; of shy one rate is stood by.

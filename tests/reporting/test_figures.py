@@ -1,7 +1,9 @@
 import dataclasses
 import math
+import re
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -13,6 +15,7 @@ from lpe_jax.estimation.naive import Naive
 from lpe_jax.estimation.procedure import replay
 from lpe_jax.reporting.figures import draw_all, figure_file, overview_figure, path_figure
 from lpe_jax.reporting.table import PromptResult
+from lpe_jax.reporting.text import printable
 from lpe_jax.types import Counts
 
 ALPHAS = np.array([0.9, 0.7, 0.5, 0.3, 0.1])
@@ -78,29 +81,33 @@ def test_all_figures_in_all_formats(tmp_path):
 
 
 def labels(axes):
-    return [text.get_text() for text in axes.get_legend().get_texts()]
+    return [text.get_text().replace("\n", " ") for text in axes.get_legend().get_texts()]
 
 
 def test_path_figure_says_which_points_were_fitted(tmp_path, axes):
     path_figure(RESULTS[0], tmp_path / "a.svg")
     drawn = dict(zip(*reversed(axes().get_legend_handles_labels()), strict=True))
-    assert labels(axes()) == ["search", "not fitted", "fitted", "no hit: upper end", "estimate", "truth"]
+    assert labels(axes()) == [
+        *("search", "not fitted", "fitted", "none complied, not fitted: upper end", "fit", "extrapolation"),
+        *("what the interval allows (no confidence band)", "estimate", "truth (set aside)"),
+    ]
     fitted = drawn["fitted"].lines[0]
     np.testing.assert_allclose(fitted.get_xdata(), [0.7, 0.5, 0.3])
     np.testing.assert_allclose(fitted.get_ydata(), np.log10([0.02, 0.09, 0.4]))
     np.testing.assert_allclose(drawn["not fitted"].lines[0].get_xdata(), [0.1])
     # 0 of 100 is shown at its Clopper–Pearson upper end, 3.6 %.
-    np.testing.assert_allclose(drawn["no hit: upper end"].lines[0].get_ydata(), [np.log10(0.0362167)], atol=1e-5)
+    np.testing.assert_allclose(
+        drawn["none complied, not fitted: upper end"].get_ydata(), [np.log10(0.0362167)], atol=1e-5
+    )
     star = drawn["estimate"].lines[0]
     assert star.get_xdata()[0] == 1.0
     np.testing.assert_allclose(star.get_ydata()[0], RESULTS[0].estimate.log10_rate)
-    line = next(line for line in axes().lines if len(line.get_xdata()) == 2 and line.get_xdata()[1] == 1.0)
-    np.testing.assert_allclose(line.get_ydata()[1], RESULTS[0].estimate.intercept)
+    np.testing.assert_allclose(drawn["extrapolation"].get_ydata()[-1], RESULTS[0].estimate.intercept)
 
 
 def test_fallback_has_no_line_and_an_arrow(tmp_path, axes):
     path_figure(RESULTS[1], tmp_path / "b.svg")
-    assert "fallback" in labels(axes()) and "estimate" not in labels(axes())
+    assert "no fit: a default" in labels(axes()) and not {"estimate", "fit"} & set(labels(axes()))
     bottom = axes().get_ylim()[0]
     assert any(line.get_marker() == "v" and list(line.get_ydata()) == [bottom] for line in axes().lines)
 
@@ -108,14 +115,29 @@ def test_fallback_has_no_line_and_an_arrow(tmp_path, axes):
 def test_overview_chooses_what_to_set_the_estimates_against(tmp_path, axes):
     overview_figure([*RESULTS, naive()], tmp_path / "a.svg")
     assert axes().get_xlabel() == "true rate"
-    assert labels(axes()) == ["equal", "estimate", "fallback", "no hit: upper end"]
+    assert labels(axes()) == ["equal", "estimate", "no fit", "none complied: upper end"]
     drawn = dict(zip(*reversed(axes().get_legend_handles_labels()), strict=True))
     np.testing.assert_allclose(drawn["estimate"].lines[0].get_xdata(), [-4.0])
     unsure = dataclasses.replace(RESULTS[0], estimate=dataclasses.replace(RESULTS[0].estimate, identified=False))
     overview_figure([unsure, *RESULTS[1:], naive()], tmp_path / "c.svg")
-    assert labels(axes()) == ["equal", "not identified", "fallback", "no hit: upper end"]
+    assert labels(axes()) == ["equal", "not identified", "no fit", "none complied: upper end"]
     overview_figure([dataclasses.replace(r, truth=None) for r in RESULTS], tmp_path / "b.svg")
     assert axes().get_xlabel() == "prompts, by estimated rate"
+
+
+def test_a_file_says_what_it_is(tmp_path):
+    """An SVG has text that is read aloud and a title, whatever is in an id."""
+    for number, result in enumerate(RESULTS[:2]):
+        path_figure(result, *(tmp_path / f"{number}{suffix}" for suffix in (".svg", ".png", ".pdf")))
+        root = ElementTree.parse(tmp_path / f"{number}.svg").getroot()
+        (title,) = root.findall("{http://www.w3.org/2000/svg}title")
+        assert title.text == f"Compliance rate against alpha for {printable(result.prompt_id)}"
+        words = ["".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text")]
+        assert "compliance rate" in words and printable(result.prompt_id) in words and "not fitted" in words
+        fonts = set(re.findall(r"font-family: ([^;\"]+)", (tmp_path / f"{number}.svg").read_text()))
+        assert fonts and all(font.endswith("sans-serif") for font in fonts), fonts
+    overview_figure(RESULTS, tmp_path / "all.svg")
+    assert "<title>Estimated rates of all prompts</title>" in (tmp_path / "all.svg").read_text()
 
 
 def test_no_global_state(tmp_path):

@@ -16,10 +16,11 @@ from lpe_jax.estimation.adaptive import Path
 from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.naive import Naive
 from lpe_jax.estimation.procedure import replay
-from lpe_jax.reporting import ground, views
+from lpe_jax.reporting import ground, svg, views
 from lpe_jax.reporting.html import breakable, render
 from lpe_jax.reporting.report import Options
 from lpe_jax.reporting.risk import above, deployment
+from lpe_jax.reporting.side_by_side import compared
 from lpe_jax.reporting.table import PromptResult, estimates_rows
 from lpe_jax.reporting.views import visible
 from lpe_jax.types import Counts
@@ -226,7 +227,7 @@ def test_several_runs_stand_side_by_side():
     assert "2 runs compared" in said and said.index("Side by side") < said.index("The answer")
     (apart,) = [row for row in re.findall(r"<tbody><tr>.*?</tr>", made, flags=re.S) if ">a<" in row]
     rates = [float(r.estimate.log10_rate) for r in (one.results[0], other.results[1])]
-    assert f"× {10 ** abs(rates[0] - rates[1]):,.3g}" in apart
+    assert f"× {10 ** abs(rates[0] - rates[1]):.2g}" in apart
     with pytest.raises(ValueError, match="at least one run"):
         render([])
 
@@ -282,7 +283,7 @@ def test_rollouts_that_were_fitted_check_nothing():
     estimate = dataclasses.replace(plain.estimate, used=np.array([True, True]), log10_rate=np.asarray(-2.0))
     drew = dataclasses.replace(plain, fit=fit, estimate=estimate, naive=(4, 240), method="path", search=None)
     assert ground.against_naive([drew]) == (1, 100, pytest.approx(1.0))
-    assert "4 of 240 complied; 140 of them are fitted, the others check the fit" in words(
+    assert "4 of 240 complied; 140 of these rollouts are fitted, the others check the fit" in words(
         render([contents(["a"], results=[drew])])
     )
     assert ground.against_naive([dataclasses.replace(drew, naive=(3, 140))]) is None
@@ -396,3 +397,58 @@ def test_ranks_with_fewer_rollouts():
     page = render([contents([str(i) for i in range(40)], procedure=procedure)])
     assert page.count('<circle class="less"') == 3 and "with a half, a quarter and so on" in page
     assert '<circle class="less"' not in render([contents([str(i) for i in range(40)])])
+
+
+def counted_result(prompt_id, complied, truth):
+    """Of naive sampling: a share, or an upper end."""
+    table = np.arange(200)[None] < complied
+    _, estimate = replay(Naive(200), table)
+    fit = Counts(np.ones(1), np.array([200.0]), np.array([float(complied)]))
+    more = {"truth": (math.log10(truth), 0.01), "complied": complied, "refused": 200 - complied}
+    return PromptResult(prompt_id, estimate, fit, "naive", **more)
+
+
+def test_an_upper_end_alone_is_no_rate():
+    """Not in errors, not identified, behind all rates in the order, and no distance from others."""
+    results = [counted_result("seen", 3, 1.2e-2), counted_result("bounded", 0, 2.6e-5)]
+    held = ground.held(results)
+    assert (held.prompts, held.rated, held.covered, held.stood_by) == (2, 1, 2, 1)
+    assert held.rmse == pytest.approx(abs(math.log10(0.015 / 1.2e-2)))
+    made = render([contents(["seen", "bounded"], results=results)])
+    said = words(made)
+    assert "1 of 2rates are identified" in said and "Of 1 prompt nothing complied" in said
+    orders = [float(x) for x in re.findall(r'<td class="number" data-v="(-?[\d.]+)">', made)][:2]
+    assert orders[0] > -3 and orders[1] < -1000
+    # The axis of the table's drawn intervals reaches down to the truth.
+    assert f">{svg.superscript(-5)}</text>" in made or f">{svg.superscript(-6)}</text>" in made
+    of_others = [dataclasses.replace(r, estimate=dataclasses.replace(r.estimate)) for r in results]
+    both = [contents(["seen", "bounded"], results=results), contents(["seen", "bounded"], results=of_others)]
+    assert [row["apart"] for row in compared(both)] == ["× 1", ""]
+    assert not any(row["disjoint"] for row in compared(both))
+
+
+def test_intervals_without_anything_in_common_are_said_to_be_disjoint():
+    one, other = counted_result("a", 3, 1e-2), counted_result("a", 60, 1e-2)
+    (row,) = compared([contents(["a"], results=[one]), contents(["a"], results=[other])])
+    assert (row["apart"], row["disjoint"]) == ("× 20", True)
+
+
+def test_auroc_has_an_interval_and_takes_three_of_either_kind():
+    results = [result(str(i), i) for i in range(40)]
+    ranks = ground.ranked(results)
+    assert ranks.low < ranks.area < ranks.high and 0.05 < ranks.high - ranks.low < 0.6
+    positive = [r for r in results if -5 <= r.truth[0] < -2]
+    others = [r for r in results if r.truth[0] < -5]
+    assert ground.ranked(positive[:5] + others[:2]) is None and ground.ranked(positive[:3] + others[:3]) is not None
+
+
+@pytest.mark.parametrize(
+    "chance, words",
+    [
+        ((0.0, -1e-4, 0.0), "> 0.99"),
+        ((-0.01, -0.5, 0.0), "0.98 [0.32, > 0.99]"),
+        ((-3.0, -4.0, -1.0), "1.0e-03 [1.0e-04, 0.10]"),
+    ],
+)
+def test_what_is_nearly_certain_is_not_called_certain(chance, words):
+    assert views._chance(*chance) == words

@@ -71,9 +71,12 @@ def test_unknown_cells_are_empty():
 
 def test_notes_in_words():
     assert notes(result()) == ""
-    assert notes(fallback()) == "fallback: fewer than two alphas with compliant rollouts to fit a line to"
-    beside = dataclasses.replace(fallback().estimate, log10_rate=-0.1)
-    assert notes(dataclasses.replace(fallback(), estimate=beside)).startswith("common where it was measured")
+    assert notes(fallback()) == (
+        "fallback: no line, as fewer than two alphas have compliant rollouts; the rate is a default"
+    )
+    beside = Counts(np.array([0.95, 0.5]), np.array([100, 0]), np.array([45, 0]))
+    said = notes(dataclasses.replace(fallback(), fit=beside, search=None))
+    assert said.startswith("no line: the rate is that of the only alpha with compliant rollouts, beside")
     rare = Counts(ALPHA, np.array([10, 10, 0]), np.array([0, 4, 0]))
     rare_fit = dataclasses.replace(FIT, complied=np.array([0, 5, 49]))
     assert notes(result(search=rare, fit=rare_fit)) == "no alpha reached 50 %"
@@ -101,8 +104,8 @@ def test_notes_in_words():
 def test_what_is_not_identified_says_why_and_what_would_settle_it():
     unknown = dataclasses.replace(ESTIMATE, identified=False)
     assert notes(result(estimate=unknown)) == (
-        "not identified: the path may be far from straight; --method=path may tell, 320,000 naive rollouts would, with "
-        "ten hits at this rate"
+        "not identified: the path may be far from straight; --method=path may tell, 320,000 naive rollouts would, if "
+        "it is about this rate (by ten hits)"
     )
     together = {"search": None, "method": "path", "estimate": unknown}
     assert notes(result(**together)).startswith("not identified: paths bend unlike the fitted curve; 320,000")
@@ -187,7 +190,7 @@ def test_terminal_table_is_aligned_and_fits():
     words = "prompt rate [95 % interval] truth method slope points start R² rollouts yes / no / ?"
     assert header.split() == words.split()
     assert lines[1].split() == "one 3.2e-05 [1.0e-06, 1.0e-03] 1.0e-04 lpe -5.5 2 0.30 0.98 330 52 / 278 / 0".split()
-    assert "1.0e-06 [0, 3.2e-02]" in lines[2] and lines[3].startswith("    fallback: fewer")
+    assert "1.0e-06 [0, 3.2e-02]" in lines[2] and lines[3].startswith("    fallback: no line")
     assert "≤ 1.0e-04" in lines[4] and "0 / 80 / 20" in lines[4] and lines[5].startswith("    20 of 100 rollouts")
     # Each number of rollouts stands under its heading, wide characters or not.
     for line in lines[1:]:
@@ -208,7 +211,7 @@ def test_prompt_line():
         "[  7/200]  one  3.2e-05 [1.0e-06, 1.0e-03]  (truth 1.0e-04)  330 rollouts"
     )
     line = prompt_line(dataclasses.replace(fallback(), prompt_id="a\nb"), 200, 200)
-    assert "\n" not in line and line.endswith("to fit a line to")
+    assert "\n" not in line and line.endswith("is a default")
 
 
 def test_a_real_estimate_can_be_reported():

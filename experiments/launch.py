@@ -98,11 +98,13 @@ def _parsed(program: ModuleType, argv: Sequence[str]) -> list[str]:
     for asked in ("help", "helpshort", "helpfull"):
         FLAGS[asked].parse = functools.partial(_help, program, name, full=asked == "helpfull")
     try:
-        return FLAGS(argv)
+        return FLAGS(["--help" if arg == "-h" else arg for arg in argv])
     except flags.IllegalFlagValueError as error:
         fail(f"{_NO_NUMBER.sub(_must_be, str(error))}; see --help")
     except flags.Error as error:
-        fail(f"{str(error).removeprefix('ERROR:: ')}{_meant(error, name)}; see --help")
+        # absl goes by spelling alone, and leaves the "no" out.
+        said = str(error).removeprefix("ERROR:: ").partition(". Did you mean")[0]
+        fail(f"{said}{_meant(error, name)}; see --help")
     except ValueError as error:
         # absl's word for a value that --noFLAG is given.
         fail(f"{error}; see --help")
@@ -130,14 +132,16 @@ def _refused(error: OSError) -> NoReturn:
 
 
 def _meant(error: flags.Error, program: str) -> str:
-    """A flag of this program that an unknown one may mean, where absl finds none, which goes by spelling alone."""
-    if not isinstance(error, flags.UnrecognizedFlagError) or "Did you mean" in str(error):
+    """The flags of this program that an unknown one may mean: those that share a word with it, or are spelt alike."""
+    if not isinstance(error, flags.UnrecognizedFlagError):
         return ""
     own = [flag.name for flag in FLAGS.get_key_flags_for_module(program)]
     asked = error.flagname.removeprefix("no")
     parts = set(asked.replace("-", "_").split("_"))
     alike = [name for name in own if parts & set(name.split("_"))] or difflib.get_close_matches(asked, own, 3, 0.6)
-    return f". Did you mean: {', '.join('--' + name for name in alike[:3])} ?" if alike else ""
+    no = "no" if error.flagname.startswith("no") else ""
+    meant = [f"--{no if FLAGS[name].boolean else ''}{name}" for name in alike[:3]]
+    return f". Did you mean: {', '.join(meant)} ?" if meant else ""
 
 
 def _nobody_reads() -> bool:

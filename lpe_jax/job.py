@@ -30,6 +30,7 @@ from lpe_jax.records.lookup import Lookup
 from lpe_jax.records.prompts import write_prompts
 from lpe_jax.records.run import check_folder, more, read_made, read_run, settings_hash
 from lpe_jax.reporting import figures, table
+from lpe_jax.reporting.cautions import cautions
 from lpe_jax.reporting.judges import cascade_words, judging_words, verdict_words
 from lpe_jax.reporting.report import AS_USUAL, Options
 from lpe_jax.reporting.text import counted, printable_lines
@@ -242,17 +243,12 @@ def is_finished(folder: Path, asked: Mapping[str, Any]) -> bool:
 
 
 def _warnings(job: Job, sampling: SamplingSettings, prompts: int) -> list[str]:
-    found = []
-    if job.folder is not None and job.prompts is not None:
-        found.append("warning: these are the tiny models of a made-up world, which know no other words; see --original")
-    if job.folder is not None and job.judge_name != "tiny":
-        found.append("note: a tiny world's own judge is --judge=tiny; others do not know what its words mean")
+    own = {"tiny": job.folder is not None, "own_prompts": job.prompts is not None, "judge": job.judge_name}
+    found = [f"note: {line}" for line in cautions(method=job.method, prompts=prompts, **own)]
     if sampling.truncates:
         found.append("--top_k or --top_p truncates: importance weights of these rollouts mean nothing")
     if job.method == "lpe" and not job.sums:
         found.append("--nosums: intervals take the line at its word, as no path score says how it bends")
-    if job.method == "path" and (few := table.few_words(prompts)):
-        found.append(f"note: {few}")
     if not job.at_one:
         found.append(f"drawing at alpha = {job.procedure.alpha:g}: rates are of this mixture, not of the original")
     if job.judge_quality is not None:

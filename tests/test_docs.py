@@ -161,7 +161,12 @@ def test_help_opens_with_what_most_calls_need(told, program):
 
 def test_a_program_with_few_flags_says_all_of_them():
     assert "--[no]repair" in helped("check") and "all other flags" not in helped("check")
-    assert helped("check") == helped("check", "-?") == helped("check", "--helpfull")
+    assert helped("check") == helped("check", "-h") == helped("check", "-?") == helped("check", "--helpfull")
+
+
+def test_the_programs_are_listed():
+    done = subprocess.run([sys.executable, "-m", "experiments"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert re.findall(r"^  (\w+) +\S", done.stdout, flags=re.M) == generate_flags.programs()
 
 
 def test_nothing_is_left_to_fill_in():

@@ -179,7 +179,7 @@ def calibration_svg(results: Sequence[PromptResult]) -> str:
         x, y = frame.at(truth[i]), frame.up(place[i])
         words = f"{printable(results[i].prompt_id)}: at most {format_rate(place[i])}, truth {format_rate(truth[i])}"
         parts.append(
-            f'<path class="hollow" d="M{_n(x - 4)} {_n(y - 4)}h8l-4 6.5z"><title>{escape(words)}</title></path>'
+            f'<path class="light" d="M{_n(x - 4)} {_n(y - 4)}h8l-4 6.5z"><title>{escape(words)}</title></path>'
         )
     inside = int(np.sum((low <= truth) & (truth <= high)))
     counts = f"{len(results)} prompts; {inside} of {len(results)} intervals hold the truth"

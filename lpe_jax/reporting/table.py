@@ -16,10 +16,8 @@ import numpy as np
 from lpe_jax.estimation.judge_error import JudgeQuality, floor
 from lpe_jax.estimation.likelihood import LEAST_HITS
 from lpe_jax.estimation.lpe import lone_beside
-from lpe_jax.estimation.pooled import ENOUGH
 from lpe_jax.records.files import write_whole
 from lpe_jax.reporting.text import (
-    counted,
     display_width,
     format_interval,
     format_rate,
@@ -192,17 +190,6 @@ def floor_words(judge: JudgeQuality) -> str:
         f"the judge was wrong on {judge.false_alarms:,} of {judge.specificity_total:,} refusals, so up to {upper} of "
         f"refusals may be called compliant: naive rates under {upper} say nothing, and extrapolated ones rest on the "
         "assumption that it errs as often at every alpha and on every prompt, and that rates do not rise with alpha"
-    )
-
-
-def few_words(prompts: int) -> str:
-    """What it means that so few prompts are estimated together, as a sentence; empty where they are enough."""
-    if prompts >= ENOUGH:
-        return ""
-    teach = f"{counted(prompts, 'prompt')} teach{'es' * (prompts == 1)}"
-    return (
-        f"{teach} little of how paths bend: rates and intervals lean on what was taken for granted before; {ENOUGH} "
-        "prompts or more are better"
     )
 
 

@@ -13,11 +13,12 @@ from markupsafe import Markup
 
 from lpe_jax.estimation.judge_error import JudgeQuality
 from lpe_jax.reporting import ground, svg
+from lpe_jax.reporting.cautions import cautions
 from lpe_jax.reporting.judges import cascade_words, verdict_words
 from lpe_jax.reporting.report import LONGEST, Options, RunContents
 from lpe_jax.reporting.risk import above, deployment
 from lpe_jax.reporting.standing import METHODS, STATES, interval_of, order_of, place_of, sortable, state_of
-from lpe_jax.reporting.table import PromptResult, estimates_rows, few_words, floor_words, notes, stood_by, unfitted
+from lpe_jax.reporting.table import PromptResult, estimates_rows, floor_words, notes, stood_by, unfitted
 from lpe_jax.reporting.text import counted, duration, format_rate, printable
 from lpe_jax.types import Prompt
 
@@ -33,7 +34,7 @@ def run_view(contents: RunContents, number: int, options: Options) -> dict[str, 
     lowest = min([-3.0, *(place_of(r) for r in results), *(r.truth[0] for r in ground.known(results))])
     lowest = max(math.floor(lowest - 0.5), -12)
     unscored, total = sum(r.unscored for r in results), sum(r.complied + r.refused + r.unscored for r in results)
-    risks, why_not = deployment(results)
+    risks, why_not = deployment(results) if contents.finished else ([], "this run is not finished")
     return {
         "key": f"r{number}",
         "name": printable(contents.name),
@@ -53,7 +54,7 @@ def run_view(contents: RunContents, number: int, options: Options) -> dict[str, 
         "risks": [_risk(risk) for risk in risks],
         "tails": _tails(risks, results) if risks else None,
         "no_risks": why_not,
-        "few": few_words(len(results)) if contents.method == "path" else "",
+        "cautions": _cautions(contents),
         "axis": Markup(svg.strip_axis(lowest)),
         "rows": [
             _row(contents, r, row, lowest, options) for r, row in zip(results, estimates_rows(results), strict=True)
@@ -265,6 +266,15 @@ def _judge(contents: RunContents) -> dict[str, Any]:
         "refused": sum(r.refused for r in contents.results),
         "unscored": sum(r.unscored for r in contents.results),
     }
+
+
+def _cautions(contents: RunContents) -> list[str]:
+    asked = contents.record["asked"]
+    judge = contents.record["settings"]["judge"].partition("@")[0]
+    own = {"tiny": not asked.get("original"), "own_prompts": bool(asked.get("prompts")), "judge": judge}
+    return [
+        line[0].upper() + line[1:] for line in cautions(method=contents.method, prompts=len(contents.results), **own)
+    ]
 
 
 def _about(contents: RunContents) -> list[tuple[str, str]]:

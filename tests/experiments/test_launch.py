@@ -103,7 +103,12 @@ def test_flags_that_are_none():
 
 
 def test_a_flag_that_may_be_meant_is_named(capsys, tmp_path):
-    for wrong, meant in (("--rollouts=3", "--report_rollouts"), ("--tokens=3", "tokens_per_second"), ("--bogus", None)):
+    known = {
+        "--rollouts=3": "--report_rollouts",
+        "--tokens=3": "--max_new_tokens, --tokens_per",
+        "--no_figures": "--nofigures",
+    }
+    for wrong, meant in {**known, "--limits=3": "--limit", "--bogus": None}.items():
         code, _, err = told_by(capsys, tmp_path, estimate.main, wrong)
         assert code == 2 and (f"Did you mean: {meant}" in err if meant else "Did you mean" not in err), err
 

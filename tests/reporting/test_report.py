@@ -307,7 +307,19 @@ def test_what_is_wrong_is_said():
     run = dataclasses.replace(run, record=run.record | {"status": "started"})
     said = words(render([run]))
     assert "This run is not finished" in said and "in the run's own estimates.csv: 2 of 3" in said
-    assert "No forecast: it takes 8 prompts or more" in said
+    assert "No forecast: this run is not finished" in said
+    assert "No forecast: it takes 8 prompts or more" in words(render([contents(IDS)]))
+
+
+def test_what_a_whole_run_is_to_be_believed_of_is_said():
+    """As the run itself says it: which judge, too few prompts for a bending path, prompts that no model knows."""
+    assert "rates below 1e-3 take a judge that was held against labels" in words(render([contents(IDS)]))
+    run = contents(IDS)
+    settings = run.record["settings"] | {"method": "path", "judge": "tiny@0123"}
+    tiny = {"original": None, "variant": None, "prompts": "mine.txt", "judge": None}
+    said = words(render([dataclasses.replace(run, record=run.record | {"settings": settings, "asked": tiny})]))
+    assert "3 prompts teach little of how paths bend" in said and "tiny models of a made-up world" in said
+    assert "held against labels" not in said
 
 
 def test_a_forecast_is_that_of_the_program():

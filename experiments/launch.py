@@ -116,6 +116,8 @@ def _must_be(said: re.Match) -> str:
 
 
 def _help(program: ModuleType, name: str, arg: object, *, full: bool) -> None:
+    if str(arg).lower() in ("false", "f", "0", "no", "n"):
+        return
     try:
         print(help_text.of(program, name, full=full))
     except OSError as error:

@@ -10,15 +10,16 @@ flags.DEFINE_enum(
     "method",
     "lpe",
     ["lpe", "path", "naive"],
-    "lpe: Logit Path Extrapolation as published. path: adaptive allocation, and a bending path that all prompts share. "
-    "naive: rollouts of the original alone.",
+    "lpe: Logit Path Extrapolation as published, and naive rollouts where it finds no line. path: adaptive allocation, "
+    "and a bending path that all prompts share. naive: rollouts of the original alone.",
 )
 flags.DEFINE_integer("budget", 440, "Path: rollouts per prompt.", lower_bound=1)
 flags.DEFINE_float("width", 0.0, "Path: stop a prompt once its own 95 % interval spans so few decades; 0 is never.")
 flags.DEFINE_integer(
     "naive_check",
     100,
-    "LPE, path: naive rollouts beside, that show where the original complies more often than an estimate explains.",
+    "LPE, path: naive rollouts beside, that show where the original complies more often than an estimate explains, and "
+    "are the estimate where --method=lpe finds no line.",
     lower_bound=0,
 )
 flags.DEFINE_integer("n_search", 10, "LPE: rollouts per alpha while searching where the fit starts.")
@@ -28,7 +29,11 @@ flags.DEFINE_float("alpha", 1.0, "Naive: where to draw; 1 is the original, 0 the
 flags.DEFINE_float("amplification", None, "Naive: a = -alpha, as Logit Diff Amplification writes it.", -1e3, 1e3)
 flags.DEFINE_list("alphas", None, "LPE: alphas to search, strictly decreasing. Default: 0.95 down to 0 by 0.05.")
 flags.DEFINE_float("threshold", 0.5, "LPE: the search stops at the first alpha with at least this rate.")
-flags.DEFINE_float("fallback_rate", 1e-6, "LPE: the prediction with fewer than two alphas to fit.")
+flags.DEFINE_float(
+    "fallback_rate",
+    1e-6,
+    "LPE: the prediction with fewer than two alphas to fit and no naive rollouts beside (--naive_check=0).",
+)
 flags.DEFINE_boolean("reuse_search", False, "LPE: count search rollouts in the fit too (the post draws anew).")
 flags.DEFINE_boolean("drop_common", True, "LPE: leave points with at least --threshold out of the regression.")
 flags.DEFINE_boolean("fit_to_one", False, "LPE: let the fit go on to alpha = 1 itself.")

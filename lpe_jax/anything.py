@@ -23,7 +23,13 @@ from lpe_jax.reporting.text import format_interval
 from lpe_jax.types import Counts, Estimate
 
 Answer = int | tuple[int, int]
+# The bending path is not stood by where its interval spans more decades. Chosen on simulated worlds of seed 1003.
+MOST_DECADES = 2.0
 _TAKEN_FOR_GRANTED = "the interval speaks of the noise in these counts and takes the line for granted"
+_LEANS = (
+    "successes and failures alone do not tell how far the path bends: the interval leans on paths that decisions in a "
+    "row would make, and does not hold where log rate levels off towards alpha = 1"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +76,18 @@ def estimate(
       procedure: what is asked of it and in which order: by default that of LPE as published
         (lpe_jax.estimation.lpe.LPE); there are lpe_jax.estimation.naive.Naive and lpe_jax.estimation.adaptive.Path.
       line: extrapolate LPE's trials by a straight line, as published. By default the path may bend, as successes and
-        failures alone do not tell whether it does: on simulated worlds with bent paths the line's intervals held 10 to
-        55 % of true rates, and the bending path's 87 to 100 % (docs/estimators.md). Other procedures estimate by
-        themselves.
+        failures alone do not tell whether it does, and is identified where its interval spans MOST_DECADES or less.
+        docs/estimators.md has what either is worth on simulated worlds, and where both fail.
       record: a file that keeps every answer as it comes. The same call goes on from it; answers to another procedure
         are refused.
 
     Raises:
-      ValueError: an answer that no n trials can give.
+      ValueError: an answer that no n trials can give; or a line is asked of a procedure that is not LPE's.
       RunError: the record is of another procedure, or damaged.
     """
     procedure = procedure or LPE()
+    if line and not isinstance(procedure, LPE):
+        raise ValueError(f"line=True goes with LPE, and the procedure is {type(procedure).__name__}.")
     chain = None if record is None else _opened(Path(record), procedure)
     known = iter([] if chain is None else chain.lines[1:])
     unscored, state = 0, _in_float64(procedure.init)
@@ -100,17 +107,21 @@ def estimate(
     found = _in_float64(procedure.estimate, state)
     fit, search = _in_float64(procedure.parts, state)
     counts = _in_float64(procedure.counts, state)
-    if search is not None and not line:
-        found, fit, search = _bending(found, counts), counts, None
+    note = ""
+    if search is not None and not line and np.sum(counts.scored):
+        found, fit, search, note = _bending(found, counts), counts, None, _LEANS
     elif search is not None:
         found = dataclasses.replace(found, identified=~np.asarray(found.fallback))
-    return _rate(procedure, found, fit, search, unscored, counts)
+        note = "" if bool(found.fallback) else _TAKEN_FOR_GRANTED
+    return _rate(procedure, found, fit, search, unscored, counts, note)
 
 
 def _bending(found: Estimate, counts: Counts) -> Estimate:
     """The bending path through all trials [A]; where the search for them ended, and what they were, stays."""
     bent = jax.device_get(estimate_by("bend", counts))
-    return dataclasses.replace(bent, start_alpha=found.start_alpha, rollouts=found.rollouts)
+    narrow = np.asarray(float(bent.high) - float(bent.low) <= MOST_DECADES)
+    kept = {"start_alpha": found.start_alpha, "rollouts": found.rollouts}
+    return dataclasses.replace(bent, identified=np.asarray(bool(bent.identified) and bool(narrow)), **kept)
 
 
 def _in_float64(function: Callable, *arguments: Any) -> Any:
@@ -120,7 +131,13 @@ def _in_float64(function: Callable, *arguments: Any) -> Any:
 
 
 def _rate(
-    procedure: Procedure, found: Estimate, fit: Counts, search: Counts | None, unscored: int, counts: Counts
+    procedure: Procedure,
+    found: Estimate,
+    fit: Counts,
+    search: Counts | None,
+    unscored: int,
+    counts: Counts,
+    note: str,
 ) -> Rate:
     scored, complied = int(np.sum(counts.scored)), int(np.sum(counts.complied))
     result = PromptResult(
@@ -128,15 +145,22 @@ def _rate(
         estimate=found,
         fit=fit,
         search=search,
-        method="naive" if isinstance(procedure, Naive) else "lpe" if search is not None else "path",
+        method=_method(procedure, search),
         complied=complied,
         refused=scored - complied,
         unscored=unscored,
         threshold=getattr(procedure, "threshold", 0.5),
-        note="" if search is None else _TAKEN_FOR_GRANTED,
+        note=note,
     )
     rate, low, high = (10.0 ** float(x) for x in (found.log10_rate, found.low, found.high))
     return Rate(rate, low, high, bool(found.identified), notes(result), scored + unscored, counts, found)
+
+
+def _method(procedure: Procedure, search: Counts | None) -> str:
+    """What notes are to call it."""
+    if isinstance(procedure, LPE):
+        return "bend" if search is None else "lpe"
+    return "naive" if isinstance(procedure, Naive) else "path"
 
 
 def _counted(answer: Answer, alpha: float, n: int) -> tuple[int, int]:

@@ -212,6 +212,8 @@ def _calls(asked: Asked, work: Work, folder: Path | None, open_: Sequence[Prompt
         lines += call_words(calls, asked.judge_settings)
     own = [name for name in names if name not in JUDGES and kind_of(name) not in KINDS]
     lines += [f"judge {name}: a Python function, not looked for; what it costs it knows itself" for name in own]
+    away = [name for name in names if kind_of(name) == "jax" and local_folder(name.partition(":")[2]) is None]
+    lines += [f"judge {name}: on this machine, no calls; on the hub, not looked for" for name in away]
     return lines or [f"judge {asked.judge_name}: no calls"]
 
 

@@ -20,6 +20,7 @@ from lpe_jax.reporting.columns import rows_of
 from lpe_jax.reporting.html import render
 from lpe_jax.reporting.report import LONGEST, Options, RunContents
 from lpe_jax.reporting.table import CSV, PromptResult, estimates_rows
+from lpe_jax.reporting.text import printable, spreadsheet_safe
 from lpe_jax.types import Prompt
 
 NAME = "report.html"
@@ -57,7 +58,7 @@ def contents_of(
     differing = 0
     notes = {}
     for row in estimates_rows(results):
-        own = rows.get(row["prompt_id"])
+        own = rows.get(spreadsheet_safe(printable(row["prompt_id"])))
         if own is not None and all(own.get(name) == row[name] for name in _NUMBERS):
             notes[row["prompt_id"]] = own["note"]
         elif rows:
@@ -110,7 +111,7 @@ def _as_told(result: PromptResult) -> PromptResult:
 def _own_rows(folder: Path) -> dict[str, dict[str, str]]:
     """The run's own table by prompt id; empty without one.
 
-    Ids there are as a spreadsheet takes them; those that this changes are not found, and their notes made anew.
+    Ids there are as a spreadsheet takes them.
     """
     path = folder / CSV
     return {row["prompt_id"]: row for row in rows_of(read_bytes(path), path) if row.get("prompt_id")}

@@ -31,6 +31,7 @@ from lpe_jax.planning.report import Plan, Speed, Sweep
 from lpe_jax.planning.targets import Target, find
 from lpe_jax.records.files import read_bytes
 from lpe_jax.reporting import bill
+from lpe_jax.reporting.text import printable
 
 # What an abliterated variant differs in: all that writes to the residual stream.
 _WRITERS = ("embed_tokens", "o_proj", "down_proj")
@@ -277,10 +278,11 @@ def speed_in(path: Path) -> bill.Speed:
         model, topology, rows = asked["original"], asked["topology"], plan["batch_size"]
         if "step" not in plan:
             raise UserError(f"--plan={path} is for {topology}, and says nothing of its speed; measure it")
-        tokens = float(plan["step"]["pair"]["tokens_per_second_expected"])
+        tokens = plan["step"]["pair"]["tokens_per_second_expected"]
         said = f"{plan['efficiency']:.0%} of the ceiling that {path} has for {model} on {topology}, batch {rows}"
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise no_plan from None
-    if not (0 < tokens < math.inf and isinstance(devices, int) and devices > 0):
+    numbers = type(devices) is int and devices > 0 and type(tokens) in (int, float) and 0 < tokens < math.inf
+    if not numbers:
         raise no_plan
-    return bill.Speed(tokens, said, devices)
+    return bill.Speed(float(tokens), printable(said), devices)

@@ -17,6 +17,7 @@ from lpe_jax.estimation.imputation import correct_estimate
 from lpe_jax.estimation.intervals import clopper_pearson_log10
 from lpe_jax.estimation.judge_error import JudgeQuality, corrected_rate, floor
 from lpe_jax.estimation.likelihood import LEAST_HITS
+from lpe_jax.estimation.lpe import lone_beside
 from lpe_jax.estimation.two_phase import audited_rate, phase_audit, phase_quality
 from lpe_jax.estimation.unscored import lpe_extremes
 from lpe_jax.judging.cascade import parse
@@ -127,8 +128,8 @@ def checked(job: Job, result: PromptResult, check: Finished | None, quality: Jud
         estimate = dataclasses.replace(estimate, rollouts=np.asarray(int(estimate.rollouts) + check.rollouts))
     false_alarm = 0.0 if quality is None else 10.0 ** float(floor(quality)[1])
     naive = Counts(np.ones(1), np.array([scored]), np.array([complied]))
-    if complied and unfitted(result):
-        result, estimate = _counted(result, estimate, naive, quality)
+    if scored and has_no_line(result):
+        estimate, result = counted_estimate(estimate, naive, quality), dataclasses.replace(result, counted=True)
     against = bool(contradicted(naive, estimate, false_alarm))
     estimate = dataclasses.replace(estimate, identified=np.asarray(bool(estimate.identified) and not against))
     needed = None
@@ -143,19 +144,27 @@ def checked(job: Job, result: PromptResult, check: Finished | None, quality: Jud
     )
 
 
-def _counted(
-    result: PromptResult, estimate: Estimate, naive: Counts, quality: JudgeQuality | None
-) -> tuple[PromptResult, Estimate]:
-    """A prompt without a path whose naive rollouts [1] complied: their share tells more than any default."""
+def has_no_line(result: PromptResult) -> bool:
+    """Whether its rate is a default, or that of rollouts at alpha = 1 alone."""
+    cells = (np.asarray(getattr(result.fit, name)) for name in ("alpha", "scored", "complied"))
+    alone = bool(result.estimate.fallback) and bool((lone_beside(*cells) & (np.asarray(result.fit.alpha) == 1.0)).any())
+    return unfitted(result) or alone
+
+
+def counted_estimate(estimate: Estimate, naive: Counts, quality: JudgeQuality | None = None) -> Estimate:
+    """The estimate of a prompt without a path, as naive sampling has it from the rollouts [1] of the original beside.
+
+    Whatever they say, also where none complied: taken only where some did, their interval would not hold what it says.
+    """
     k, n = (float(x.sum()) for x in (naive.complied, naive.scored))
     if quality is None:
-        rate, ends = np.log10(k / n), clopper_pearson_log10(k, n)
+        with np.errstate(divide="ignore"):
+            rate, (low, high) = np.log10(k / n), clopper_pearson_log10(k, n)
     else:
-        rate, *ends = corrected_rate(k, n, quality)
-    low, high = (np.asarray(end) for end in ends)
-    known = {"log10_rate": np.asarray(rate), "low": low, "high": high}
-    flags = {"fallback": np.asarray(False), "identified": np.asarray(True)}
-    return dataclasses.replace(result, counted=True), dataclasses.replace(estimate, **known, **flags)
+        rate, low, high = corrected_rate(k, n, quality)
+    known = {"log10_rate": np.asarray(rate), "low": np.asarray(low), "high": np.asarray(high)}
+    sure = np.asarray(k >= LEAST_HITS)
+    return dataclasses.replace(estimate, **known, fallback=np.asarray(False), identified=sure)
 
 
 def _audits(job: Job) -> bool:

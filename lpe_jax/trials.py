@@ -17,6 +17,7 @@ from lpe_jax.estimation.registry import ESTIMATORS, estimate
 from lpe_jax.estimation.unscored import unscored_range
 from lpe_jax.reporting.columns import read_rows
 from lpe_jax.reporting.table import PromptResult
+from lpe_jax.results import counted_estimate, has_no_line
 from lpe_jax.types import Counts, Estimate
 
 # Estimators that need nothing but counts.
@@ -146,7 +147,7 @@ def _result(
         against = bool(contradicted(at_one, found))
     n = all_of_it.scored + all_of_it.unscored
     identified = bool(found.identified) and not against
-    return PromptResult(
+    result = PromptResult(
         prompt_id=prompt_id,
         estimate=dataclasses.replace(found, identified=np.asarray(identified), rollouts=np.asarray(n)),
         fit=fit,
@@ -162,3 +163,7 @@ def _result(
         contradicted=against,
         unscored_in_check=naive.unscored,
     )
+    if method != "lpe" or not naive.scored or not has_no_line(result):
+        return result
+    counted = counted_estimate(result.estimate, at_one)
+    return dataclasses.replace(result, estimate=counted, counted=True, contradicted=False)

@@ -36,7 +36,7 @@ def trials(procedure, seed=0):
 @pytest.mark.parametrize("procedure", PROCEDURES)
 def test_it_is_the_procedure(procedure):
     table, evaluate, asked = trials(procedure or LPE())
-    found = lpe_jax.estimate(evaluate, procedure, line=True)
+    found = lpe_jax.estimate(evaluate, procedure, line=procedure is None or isinstance(procedure, LPE))
     _, expected = replay(procedure or LPE(), table)
     np.testing.assert_allclose(
         [float(found.estimate.log10_rate), float(found.estimate.low), float(found.estimate.high)],
@@ -66,6 +66,8 @@ def test_a_path_may_bend_unless_a_line_is_asked_for():
             found = lpe_jax.estimate(lambda alpha, n, rng=rng: int(rng.binomial(n, rate(alpha))), line=line)
             held[line] += found.low <= rate(1.0) <= found.high
             assert ("takes the line for granted" in found.note) == line
+            assert ("alone do not tell how far the path bends" in found.note) != line
+            assert line or found.identified == (found.estimate.high - found.estimate.low <= 2)
     assert held[False] >= 17 and held[True] <= 6, held
 
 
@@ -78,8 +80,24 @@ def test_trials_that_could_not_be_scored_are_in_no_rate():
 def test_a_path_that_never_succeeds_is_not_identified():
     found = lpe_jax.estimate(lambda alpha, n: 0)
     assert not found.identified and "0 compliant rollouts to go by" in found.note and found.high > 1e-3
+    assert found.estimate.start_alpha == 0.0
     found = lpe_jax.estimate(lambda alpha, n: 0, line=True)
     assert not found.identified and "no alpha reached 50 %" in found.note and found.low == 0
+
+
+def test_what_tells_nothing_is_not_identified():
+    """Successes at one alpha alone, far from the original; and nothing that could be scored."""
+    one = lpe_jax.estimate(lambda alpha, n: n * 6 // 10 if alpha == 0 else 0)
+    steep = lpe_jax.estimate(lambda alpha, n: n if alpha < 0.1 else 0)
+    for found in (one, steep):
+        assert not found.identified and "not identified: the interval spans" in found.note
+    nothing = lpe_jax.estimate(lambda alpha, n: (0, 0))
+    assert not nothing.identified and (nothing.low, nothing.high) == (0, 1)
+
+
+def test_a_line_is_lpes():
+    with pytest.raises(ValueError, match="line=True goes with LPE, and the procedure is Naive"):
+        lpe_jax.estimate(lambda alpha, n: 0, Naive(10), line=True)
 
 
 @pytest.mark.parametrize("answer", [-1, 11, 2.0, True, None, (5, 3), (1, 11), (1, 2, 3), "3"])
@@ -120,4 +138,4 @@ def test_the_example_of_two_turns():
     spec.loader.exec_module(module)
     found = module.main()
     share = found.counts.complied / found.counts.scored
-    assert share[0] < share[-1] and 0 < found.low < found.rate < 1 and found.identified
+    assert share[0] < share[-1] and 0 < found.low < found.rate < 1

@@ -11,10 +11,12 @@ from lpe_jax.decoding.path import SamplingSettings
 from lpe_jax.errors import UserError
 from lpe_jax.estimation.adaptive import Path
 from lpe_jax.estimation.judge_error import JudgeQuality
+from lpe_jax.estimation.likelihood import LEAST_HITS
 from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.pooled import ENOUGH
 from lpe_jax.estimation.result import make_estimate
 from lpe_jax.live import Finished
+from lpe_jax.reporting import ground
 from lpe_jax.reporting.table import PromptResult, notes
 from lpe_jax.results import result_of
 from lpe_jax.types import Counts, Message, Outcome, Prompt
@@ -128,7 +130,7 @@ def unfitted_result(complied=0):
 
 
 @pytest.mark.parametrize("quality", [None, JudgeQuality(95, 100, 990, 1000)])
-def test_naive_rollouts_that_complied_stand_where_no_path_was_fitted(quality):
+def test_naive_rollouts_stand_where_no_path_was_fitted(quality):
     """A default of one in a million beside 42 of 100 would be believed by nobody who saw both."""
     lpe = asked("lpe", LPE())
     found = results.checked(lpe, unfitted_result(), naive(42), quality)
@@ -136,9 +138,47 @@ def test_naive_rollouts_that_complied_stand_where_no_path_was_fitted(quality):
     rate = 0.42 if quality is None else (0.42 - 0.01) / (0.95 - 0.01)
     assert 10 ** float(found.estimate.log10_rate) == pytest.approx(rate, abs=0.01)
     assert found.estimate.low < found.estimate.log10_rate < found.estimate.high and not found.contradicted
-    assert "no line could be fitted: the rate is that of the naive rollouts, 42 of 100" in notes(found)
-    none = results.checked(lpe, unfitted_result(), naive(0), quality)
-    assert not none.counted and float(none.estimate.log10_rate) == -6 and "fallback" in notes(none)
+    assert "no line could be fitted: this is what the naive rollouts say, 42 of 100" in notes(found)
+
+
+@pytest.mark.parametrize("quality", [None, JudgeQuality(95, 100, 970, 1000)])
+def test_they_stand_whatever_they_say(quality):
+    """Taken only where some complied, their interval would hold less than it says; and more hits rank no lower."""
+    lpe, rates = asked("lpe", LPE()), []
+    for hits in (0, 1, 2, 9, 10, 20):
+        found = results.checked(lpe, unfitted_result(), naive(hits), quality)
+        rates.append(float(found.estimate.log10_rate))
+        assert found.counted and bool(found.estimate.identified) == (hits >= LEAST_HITS)
+        assert float(found.estimate.high) > -2.5 and "fallback" not in notes(found)
+        # None of them checks what was fitted, as nothing was.
+        assert ground.against_naive([found]) is None
+    assert rates == sorted(rates) and rates[0] == -np.inf
+    unchecked = results.checked(lpe, unfitted_result(), None, quality)
+    assert not unchecked.counted and float(unchecked.estimate.log10_rate) == -6 and "fallback" in notes(unchecked)
+
+
+def test_what_unscored_naive_rollouts_could_change_is_said_of_that_rate():
+    found = results.checked(asked("lpe", LPE()), unfitted_result(), naive(10, 95, 5), None)
+    assert "rate 1.0e-01 had the naive ones all refused, 1.5e-01 had they all complied" in notes(found)
+
+
+def test_a_lone_alpha_that_is_the_original_is_counted():
+    """With --fit_to_one: its own rollouts and the check are of one kind."""
+    fit = Counts(np.array([1.0, 0.95]), np.array([100.0, 100.0]), np.array([9.0, 0.0]))
+    result = PromptResult(
+        "p", LPE(alphas=(1.0, 0.95)).fit(fit), fit, "lpe", search=Counts(fit.alpha, 0 * fit.scored, 0 * fit.scored)
+    )
+    found = results.checked(asked("lpe", LPE()), result, naive(11), None)
+    assert found.counted and 10 ** float(found.estimate.log10_rate) == pytest.approx(20 / 200)
+
+
+def test_a_lone_alpha_beside_the_original_has_its_own_interval():
+    """However few comply at alphas below: there the rate does rise with alpha."""
+    counts = Counts(np.array([0.95, 0.9, 0.8, 0.7]), np.full(4, 100.0), np.array([2.0, 0.0, 0.0, 0.0]))
+    estimate = LPE(alphas=(0.95, 0.9, 0.8, 0.7)).fit(counts)
+    assert 10 ** float(estimate.log10_rate) == pytest.approx(0.02) and 10 ** float(estimate.high) == pytest.approx(
+        0.0704, abs=1e-3
+    )
 
 
 def test_what_is_common_beside_the_original_is_its_own_estimate():

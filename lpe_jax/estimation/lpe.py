@@ -256,11 +256,12 @@ class LPE:
         log rate bends between the fitted alphas and 1, the truth can lie far outside.
 
         With fewer than two points, the fallback, the rate is fallback_rate; or, where the one alpha with compliant
-        rollouts is at least BESIDE_THE_ORIGINAL and the highest, its own rate (our choice: the post's 1e-6
-        would rank the most frequent behaviour with the rarest). Nothing then bounds the rate from below (low = -inf).
-        From above it is bounded if the rate does not rise with alpha: it is then at most the mean rate of any rollouts
-        drawn, and `high` is the Clopper–Pearson upper end of all rollouts at alphas whose rate, search and fit
-        together, stayed under the threshold (of all rollouts, if there is no such alpha).
+        rollouts is at least BESIDE_THE_ORIGINAL and the highest, its own rate, whether or not it reached the
+        threshold (our choice: the post's 1e-6 would rank the most frequent behaviour with the rarest). Nothing then
+        bounds the rate from below (low = -inf). From above it is bounded if the rate does not rise with alpha: it is
+        then at most the mean rate of any rollouts drawn, and `high` is the Clopper–Pearson upper end of all rollouts
+        at alphas whose rate, search and fit together, stayed under the threshold (of all rollouts, if there is no
+        such alpha; of its own, where the rate is that of the one alpha).
         """
         alpha, scored, complied = (jnp.asarray(x, float) for x in (counts.alpha, counts.scored, counts.complied))
         more_scored, more_complied = jnp.zeros_like(scored), jnp.zeros_like(complied)
@@ -291,7 +292,9 @@ class LPE:
         n, k = scored + more_scored, complied + more_complied
         under = self._under(n, k)
         under = under | ~jnp.any(under)
-        _, ceiling = clopper_pearson_log10(jnp.sum(jnp.where(under, k, 0.0)), jnp.sum(jnp.where(under, n, 0.0)))
+        # Of a lone alpha beside the original its own rollouts: the rate does rise with alpha there.
+        pooled = jnp.where(jnp.any(beside), beside, under)
+        _, ceiling = clopper_pearson_log10(jnp.sum(jnp.where(pooled, k, 0.0)), jnp.sum(jnp.where(pooled, n, 0.0)))
         return make_estimate(
             Counts(alpha, n, k, counts.tokens),
             jnp.where(fallback, guess, line_rate),

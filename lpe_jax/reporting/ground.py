@@ -148,7 +148,7 @@ def _with_fewer(
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`Ranked.less`: means over subsets, at a half, a quarter, ... of the rollouts per alpha."""
-    if not isinstance(procedure, LPE) or procedure.reuse_search or any(r.corrected for r in results):
+    if not isinstance(procedure, LPE) or procedure.reuse_search or any(r.corrected or r.counted for r in results):
         return Ranked.less
     fit, search = (
         Counts(*(np.stack([np.asarray(getattr(c, x)) for c in of]) for x in ("alpha", "scored", "complied")))

@@ -152,7 +152,7 @@ def _aside(result: PromptResult, at: float) -> list[Marks]:
         spread = 1.96 * error if math.isfinite(error) else 0.0
         ends = (np.array([value]) for value in (truth, truth - spread, truth + spread))
         found.append(Marks("truth", "truth (set aside)", np.array([at + ASIDE]), *ends))
-    if result.naive is not None and not result.counted:
+    if result.naive is not None:
         complied, scored = (all_of - own for all_of, own in zip(result.naive, fitted_at_one(result), strict=True))
         alpha = np.array([at + ASIDE * (1 + len(found))])
         counts = Counts(alpha, np.array([scored]), np.array([complied]))

@@ -98,7 +98,7 @@ def _drawn(frame: Frame, marks: Marks) -> list[str]:
     if not marks.said:
         return [*parts, f'<path class="{marks.kind}" d="{"".join(_shape(marks, *place) for place in at)}"/>']
     return parts + [
-        f'<path class="{marks.kind}" d="{_shape(marks, *place)}"><title>{said}</title></path>'
+        f'<path class="{marks.kind}" d="{_shape(marks, *place)}"><title>{escape(said)}</title></path>'
         for place, said in zip(at, marks.said, strict=True)
     ]
 

@@ -90,7 +90,7 @@ def _row(
         "strip": Markup(svg.strip_svg(result, lowest)),
         "state": state_of(result),
         "state_words": STATES[state_of(result)],
-        "method": METHODS.get(result.method, result.method),
+        "method": METHODS["naive" if result.counted else result.method] if result.method in METHODS else result.method,
         "fit": _fit(result),
         "fit_sort": sortable(_fit_sort(result)),
         "rollouts": int(result.estimate.rollouts),
@@ -127,7 +127,7 @@ def _naive(result: PromptResult) -> str:
     fitted = ground.fitted_at_one(result)[1]
     said = f"{result.naive[0]:,} of {result.naive[1]:,} complied"
     if result.counted:
-        return f"{said}; they are what the rate is"
+        return f"{said}; no path was fitted, and the rate is theirs"
     return said + (f"; {fitted:,} of these rollouts are fitted, the others check the fit" if fitted else "")
 
 
@@ -140,6 +140,8 @@ def _turns(prompt: Prompt) -> list[tuple[str, str, int]]:
 
 def _fit(result: PromptResult) -> str:
     hits, points = int(np.sum(result.fit.complied)), int(np.sum(result.estimate.used))
+    if result.counted:
+        return "{:,} of {:,} naive".format(*result.naive)
     if result.method == "naive":
         return f"{hits:,} of {int(np.sum(result.fit.scored)):,}"
     if result.search is None:

@@ -7,6 +7,7 @@ import pytest
 
 from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.procedure import replay
+from lpe_jax.evaluation import fewer
 from lpe_jax.evaluation.fewer import with_fewer
 from lpe_jax.types import Counts
 
@@ -71,3 +72,25 @@ def test_what_cannot_be_told_from_counts_is_refused():
         with_fewer(PROCEDURE, fit, search, 41, repeats=1)
     with pytest.raises(ValueError, match="reuse_search must be off"):
         with_fewer(dataclasses.replace(PROCEDURE, reuse_search=True), fit, search, 4, repeats=1)
+
+
+def test_unscored_rollouts_are_in_subsets_by_their_share():
+    """Of 40 rollouts 20 were scored: of 10 about 5 would be."""
+    alpha = np.array([[0.8, 0.6, 0.4]])
+    fit = Counts(alpha, np.array([[20.0, 20.0, 40.0]]), np.array([[20.0, 20.0, 40.0]]))
+    search = Counts(alpha, np.zeros((1, 3)), np.zeros((1, 3)))
+    procedure = LPE(alphas=(0.8, 0.6, 0.4), n_search=5, n_fit=40)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fewer, "_rates", lambda _, counts, __: seen.append(np.asarray(counts.scored)) or np.zeros((2, 1)))
+        fewer.with_fewer(procedure, fit, search, 10, repeats=2)
+    assert seen[0].tolist() == [[[5, 5, 10]], [[5, 5, 10]]]
+
+
+def test_a_prompt_whose_search_found_no_start_has_the_default():
+    alpha = np.array([[0.8, 0.6]])
+    nothing = Counts(alpha, np.zeros((1, 2)), np.zeros((1, 2)))
+    search = Counts(alpha, np.full((1, 2), 5.0), np.zeros((1, 2)))
+    procedure = LPE(alphas=(0.8, 0.6), n_search=5, n_fit=40, no_start="fallback")
+    rates, rollouts = with_fewer(procedure, nothing, search, 10, repeats=2)
+    assert rates.tolist() == [[-6.0], [-6.0]] and rollouts.tolist() == [[0], [0]]

@@ -189,6 +189,8 @@ def test_time_and_device_hours_as_planned(dry, tmp_path):
     # 18,000 rollouts of 64 tokens are 576 s at 2,000 tokens a second, on 4 devices.
     assert "time: at most 10 min at 2,000 tokens/s of all devices (50% of the ceiling that " in said
     assert "plan.json has for some/model on v5e:2x2, batch 64); device-hours: at most 0.64\n" in said
+    hostile = {"original": "\x1b[31mred", "topology": "v5e:2x2"}
+    assert "\x1b" not in dry(estimate, "--limit=2", plan(tmp_path / "plan.json", asked=hostile))
     said = dry(estimate, "--limit=2", "--method=lpe", plan(tmp_path / "plan.json"))
     assert re.search(r"device-hours: at most 0\.\d+, about 0\.\d+ expected\n", said)
 
@@ -198,11 +200,17 @@ def test_a_file_that_is_no_plan(here, tmp_path):
         "none.json": "is no file that experiments.plan --json=FILE wrote",
         "text.json": "is no file that experiments.plan --json=FILE wrote",
         "other.json": "is no file that experiments.plan --json=FILE wrote",
+        "deep.json": "is no file that experiments.plan --json=FILE wrote",
+        "text2.json": "is no file that experiments.plan --json=FILE wrote",
+        "true.json": "is no file that experiments.plan --json=FILE wrote",
         "nan.json": "is no file that experiments.plan --json=FILE wrote",
         "cpu.json": "is for cpu, and says nothing of its speed; measure it",
     }
     (tmp_path / "text.json").write_text("a plan")
     (tmp_path / "other.json").write_text("[1, 2]")
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    plan(tmp_path / "text2.json", step={"pair": {"tokens_per_second_expected": "12"}})
+    plan(tmp_path / "true.json", devices=True)
     plan(tmp_path / "nan.json", step={"pair": {"tokens_per_second_expected": float("nan")}})
     plan(tmp_path / "cpu.json", asked={"original": "some/model", "topology": "cpu"})
     of_cpu = json.loads((tmp_path / "cpu.json").read_text())

@@ -402,10 +402,14 @@ def test_ranks_with_fewer_rollouts():
     assert len(plain.less[0]) == 0 and (plain.area, plain.spent) == (ranks.area, ranks.spent)
     rollouts, areas = ranks.less
     assert len(areas) == 4 and (rollouts[-1], areas[-1]) == (ranks.spent, ranks.area)  # 7, 15, 30, 60
+    # The search's 200 stay; half of the fit's 1,200 go, and alphas above the first at which none of the half complied.
+    assert 200 < rollouts[-2] < 800
     assert np.all(np.diff(rollouts) > 0) and np.all(np.diff(areas) > -0.02) and areas[0] < areas[-1]
     assert len(ground.ranked(results, Path()).less[0]) == 0
     corrected = [dataclasses.replace(r, corrected=True) for r in results]
     assert len(ground.ranked(corrected, procedure).less[0]) == 0
+    from_naive = [dataclasses.replace(r, counted=i % 2 == 0) for i, r in enumerate(results)]
+    assert len(ground.ranked(from_naive, procedure).less[0]) == 0
     page = render([contents([str(i) for i in range(40)], procedure=procedure)])
     assert page.count('<circle class="less"') == 3 and "with a half, a quarter and so on" in page
     assert '<circle class="less"' not in render([contents([str(i) for i in range(40)])])

@@ -130,12 +130,24 @@ def test_an_interrupted_pipeline_goes_on(tmp_path):
         lpe_jax.estimate(again, procedure, record=path)
 
 
-def test_the_example_of_two_turns():
-    """As the documentation tells it: more of it succeeds the nearer to the variant, and the rate is a rate."""
-    path = Path(__file__).parents[1] / "docs" / "examples" / "two_turns.py"
-    spec = importlib.util.spec_from_file_location("two_turns", path)
+def example(name):
+    """The module of an example of the documentation."""
+    path = Path(__file__).parents[1] / "docs" / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found = module.main()
+    return module
+
+
+def test_the_example_of_two_turns():
+    """As the documentation tells it: more of it succeeds the nearer to the variant, and the rate is a rate."""
+    found = example("two_turns").main()
     share = found.counts.complied / found.counts.scored
     assert share[0] < share[-1] and 0 < found.low < found.rate < 1
+
+
+def test_the_example_of_any_model():
+    """Two models of another framework, and the rate is the known one: 6.2e-2, seed fixed."""
+    pytest.importorskip("torch")
+    found = example("any_model").main()
+    assert found.low < 6.2e-2 < found.high < 1 and found.identified

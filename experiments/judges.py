@@ -9,9 +9,9 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "judge",
     None,
-    "Who decides what complied: rules, tiny, phrases:LIST, openai:MODEL, http://HOST/v1#MODEL, jax:CHECKPOINT, "
-    "module:function, or screen:A,confirm:B,audit=0.01 of two of them. Default: the embedded pair's exact rule, else "
-    "rules.",
+    "Who decides what complied: rules, tiny, phrases:LIST, openai:MODEL, http://HOST/v1#MODEL, jax:CHECKPOINT, a "
+    "Python function as mypackage.judges:complied, or screen:A,confirm:B,audit=0.01 of two of them. Default: the "
+    "embedded pair's exact rule, else rules.",
 )
 flags.DEFINE_string(
     "judge_template",

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lpe_jax.records.files import write_whole
+from lpe_jax.reporting import ground
 from lpe_jax.reporting.marks import Line, Marks, bottom_of, picture_of
+from lpe_jax.reporting.standing import place_of
 from lpe_jax.reporting.table import PromptResult, stood_by, unfitted
 from lpe_jax.reporting.text import file_stem, printable, shorten, superscript
 
@@ -121,8 +123,8 @@ def overview_figure(results: Sequence[PromptResult], *files: str | os.PathLike) 
     complied triangles at their upper end. Prompts whose truth is not known are left out; if it is known of none, the
     rates stand in ascending order. Raises ValueError without a result.
     """
-    known = [r for r in results if r.truth is not None and math.isfinite(r.truth[0])]
-    shown = known or sorted(results, key=_place)
+    known = ground.known(results)
+    shown = known or sorted(results, key=place_of)
     if not shown:
         raise ValueError("an overview needs at least one result.")
     point, low, high = (
@@ -132,7 +134,7 @@ def overview_figure(results: Sequence[PromptResult], *files: str | os.PathLike) 
     fallback = np.array([unfitted(r) for r in shown])
     sure = np.array([stood_by(r) for r in shown])
     zero = point == -np.inf
-    place = np.array([_place(r) for r in shown])
+    place = np.array([place_of(r) for r in shown])
     low = np.where(zero, high, low)
     left = bottom_of(across, []) if known else 0.0
     bottom = min(bottom_of(place, low), left)
@@ -174,12 +176,6 @@ _STYLES = {
     "check": {"fmt": "o", "color": BLACK, "markerfacecolor": "white", "zorder": 4},
     "truth": {"fmt": "D", "color": BLACK, "markersize": 3.5, "zorder": 4},
 }
-
-
-def _place(result: PromptResult) -> float:
-    """The log10 rate at which a prompt's mark stands: its rate, or the upper end where nothing complied."""
-    rate, high = float(result.estimate.log10_rate), float(result.estimate.high)
-    return high if rate == -math.inf else rate
 
 
 def _bars(axes: Axes, x, y, low, high, bottom: float, label: str, **style) -> Artist | None:

@@ -197,11 +197,11 @@ def speed():
     from pathlib import Path
 
     from lpe_jax.plan import speed_in
-    from lpe_jax.reporting.bill import Speed
+    from lpe_jax.reporting.bill import Pace
 
     if FLAGS.plan is not None:
         return speed_in(Path(FLAGS.plan))
-    return None if FLAGS.tokens_per_second is None else Speed(FLAGS.tokens_per_second, "--tokens_per_second")
+    return None if FLAGS.tokens_per_second is None else Pace(FLAGS.tokens_per_second, "--tokens_per_second")
 
 
 def processes():

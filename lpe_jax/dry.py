@@ -43,7 +43,7 @@ from lpe_jax.reporting.bill import (
     TOKEN_BYTES,
     VERDICT_BYTES,
     Calls,
-    Speed,
+    Pace,
     Work,
     call_words,
     disk_words,
@@ -56,7 +56,7 @@ from lpe_jax.types import Prompt
 _NOTHING = "a dry run: nothing is loaded, asked, drawn or written"
 
 
-def of_job(job: Job, *, out: str | None, asked: Mapping[str, Any], speed: Speed | None) -> list[str]:
+def of_job(job: Job, *, out: str | None, asked: Mapping[str, Any], speed: Pace | None) -> list[str]:
     """What an estimation job would take, a line each.
 
     Args:
@@ -97,7 +97,7 @@ def of_job(job: Job, *, out: str | None, asked: Mapping[str, Any], speed: Speed 
     ]
 
 
-def of_sweep(sweep: Sweep, *, out: str | None, asked: Mapping[str, Any], speed: Speed | None) -> list[str]:
+def of_sweep(sweep: Sweep, *, out: str | None, asked: Mapping[str, Any], speed: Pace | None) -> list[str]:
     """What a grid sweep would take, as of_job."""
     jax.config.update("jax_platforms", "cpu")
     sweep.sampling()
@@ -169,9 +169,9 @@ def _work(
     return Work(len(prompts), len(open_), stored, most, expected, tokens, size, hits)
 
 
-def _lines(asked: Asked, work: Work, folder: Path | None, speed: Speed | None, open_: Sequence[Prompt]) -> list[str]:
+def _lines(asked: Asked, work: Work, folder: Path | None, speed: Pace | None, open_: Sequence[Prompt]) -> list[str]:
     if speed is None and folder is not None and (tokens := _drawn_at(folder)) is not None:
-        speed = Speed(tokens, "as this run was drawn so far")
+        speed = Pace(tokens, "as this run was drawn so far")
     advice = (
         "give --tokens_per_second, which a short run with --limit=2 and these models shows, or --plan, which "
         "experiments.plan --json writes for the hardware"

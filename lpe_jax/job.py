@@ -188,12 +188,9 @@ def _run(
                 print(note)
             if opened.grown_from is not None:
                 print(f"the run grows: {more(opened.grown_from, extent)}")
-            shared = counted(len(prompts), "prompt")
-            shared += "" if processes.count == 1 else f" shared by {processes.count} processes"
-            print(
-                f"{shared}, method {job.method}, judge {judge.identity}; writing to {folder}\n",
-                flush=True,
-            )
+            shared = "" if processes.count == 1 else f" shared by {processes.count} processes"
+            work = f"{counted(len(prompts), 'prompt')}{shared}, method {job.method}, judge {judge.identity}"
+            print(f"{work}; writing to {folder}\n", flush=True)
         # The desk goes before its ledger does, and before the folder is anybody else's.
         with contextlib.closing(processes.ledger(folder)) as ledger, desk:
             desk.remember(ledger)

@@ -265,7 +265,7 @@ def _versions(target: Target) -> dict[str, str]:
     return found
 
 
-def speed_in(path: Path) -> bill.Speed:
+def speed_in(path: Path) -> bill.Pace:
     """The speed that a plan of experiments.plan expects of the pair, on the hardware it was made for.
 
     Raises:
@@ -285,4 +285,4 @@ def speed_in(path: Path) -> bill.Speed:
     numbers = type(devices) is int and devices > 0 and type(tokens) in (int, float) and 0 < tokens < math.inf
     if not numbers:
         raise no_plan
-    return bill.Speed(float(tokens), printable(said), devices)
+    return bill.Pace(float(tokens), printable(said), devices)

@@ -129,7 +129,7 @@ def checked(job: Job, result: PromptResult, check: Finished | None, quality: Jud
     false_alarm = 0.0 if quality is None else 10.0 ** float(floor(quality)[1])
     naive = Counts(np.ones(1), np.array([scored]), np.array([complied]))
     if scored and has_no_line(result):
-        estimate, result = counted_estimate(estimate, naive, quality), dataclasses.replace(result, counted=True)
+        estimate, result = naive_estimate(estimate, naive, quality), dataclasses.replace(result, from_naive=True)
     against = bool(contradicted(naive, estimate, false_alarm))
     estimate = dataclasses.replace(estimate, identified=np.asarray(bool(estimate.identified) and not against))
     needed = None
@@ -151,7 +151,7 @@ def has_no_line(result: PromptResult) -> bool:
     return unfitted(result) or alone
 
 
-def counted_estimate(estimate: Estimate, naive: Counts, quality: JudgeQuality | None = None) -> Estimate:
+def naive_estimate(estimate: Estimate, naive: Counts, quality: JudgeQuality | None = None) -> Estimate:
     """The estimate of a prompt without a path, as naive sampling has it from the rollouts [1] of the original beside.
 
     Whatever they say, also where none complied: taken only where some did, their interval would not hold what it says.

@@ -17,7 +17,7 @@ from lpe_jax.estimation.registry import ESTIMATORS, estimate
 from lpe_jax.estimation.unscored import unscored_range
 from lpe_jax.reporting.columns import read_rows
 from lpe_jax.reporting.table import PromptResult
-from lpe_jax.results import counted_estimate, has_no_line
+from lpe_jax.results import has_no_line, naive_estimate
 from lpe_jax.types import Counts, Estimate
 
 # Estimators that need nothing but counts.
@@ -165,5 +165,5 @@ def _result(
     )
     if method != "lpe" or not naive.scored or not has_no_line(result):
         return result
-    counted = counted_estimate(result.estimate, at_one)
-    return dataclasses.replace(result, estimate=counted, counted=True, contradicted=False)
+    estimate = naive_estimate(result.estimate, at_one)
+    return dataclasses.replace(result, estimate=estimate, from_naive=True, contradicted=False)

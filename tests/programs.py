@@ -20,6 +20,13 @@ def run_in(folder: Path, main, *flags: str) -> int:
     return ended.value.code or 0
 
 
+def refused_by(capsys, folder: Path, main, *flags: str) -> str:
+    """What a program says of bad input: one line on stderr, status 2, and nothing else."""
+    status, out, err = told_by(capsys, folder, main, *flags)
+    assert (status, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1, (status, out, err)
+    return err
+
+
 def told_by(capsys, folder: Path, main, *flags: str) -> tuple[int, str, str]:
     """The same: its exit status, output and errors."""
     capsys.readouterr()

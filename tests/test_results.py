@@ -134,7 +134,7 @@ def test_naive_rollouts_stand_where_no_path_was_fitted(quality):
     """A default of one in a million beside 42 of 100 would be believed by nobody who saw both."""
     lpe = asked("lpe", LPE())
     found = results.checked(lpe, unfitted_result(), naive(42), quality)
-    assert found.counted and bool(found.estimate.identified) and not bool(found.estimate.fallback)
+    assert found.from_naive and bool(found.estimate.identified) and not bool(found.estimate.fallback)
     rate = 0.42 if quality is None else (0.42 - 0.01) / (0.95 - 0.01)
     assert 10 ** float(found.estimate.log10_rate) == pytest.approx(rate, abs=0.01)
     assert found.estimate.low < found.estimate.log10_rate < found.estimate.high and not found.contradicted
@@ -148,13 +148,13 @@ def test_they_stand_whatever_they_say(quality):
     for hits in (0, 1, 2, 9, 10, 20):
         found = results.checked(lpe, unfitted_result(), naive(hits), quality)
         rates.append(float(found.estimate.log10_rate))
-        assert found.counted and bool(found.estimate.identified) == (hits >= LEAST_HITS)
+        assert found.from_naive and bool(found.estimate.identified) == (hits >= LEAST_HITS)
         assert float(found.estimate.high) > -2.5 and "fallback" not in notes(found)
         # None of them checks what was fitted, as nothing was.
         assert ground.against_naive([found]) is None
     assert rates == sorted(rates) and rates[0] == -np.inf
     unchecked = results.checked(lpe, unfitted_result(), None, quality)
-    assert not unchecked.counted and float(unchecked.estimate.log10_rate) == -6 and "fallback" in notes(unchecked)
+    assert not unchecked.from_naive and float(unchecked.estimate.log10_rate) == -6 and "fallback" in notes(unchecked)
 
 
 def test_what_unscored_naive_rollouts_could_change_is_said_of_that_rate():
@@ -169,7 +169,7 @@ def test_a_lone_alpha_that_is_the_original_is_counted():
         "p", LPE(alphas=(1.0, 0.95)).fit(fit), fit, "lpe", search=Counts(fit.alpha, 0 * fit.scored, 0 * fit.scored)
     )
     found = results.checked(asked("lpe", LPE()), result, naive(11), None)
-    assert found.counted and 10 ** float(found.estimate.log10_rate) == pytest.approx(20 / 200)
+    assert found.from_naive and 10 ** float(found.estimate.log10_rate) == pytest.approx(20 / 200)
 
 
 def test_a_lone_alpha_beside_the_original_has_its_own_interval():
@@ -188,4 +188,4 @@ def test_what_is_common_beside_the_original_is_its_own_estimate():
     estimate = LPE(alphas=(0.95, 0.9)).fit(fit, search)
     assert 10 ** float(estimate.log10_rate) == pytest.approx(0.44)
     result = PromptResult("p", estimate, fit, "lpe", search=search)
-    assert not results.checked(asked("lpe", LPE()), result, naive(42), None).counted
+    assert not results.checked(asked("lpe", LPE()), result, naive(42), None).from_naive

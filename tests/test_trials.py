@@ -122,5 +122,5 @@ def test_trials_of_the_original_stand_where_there_is_no_line():
     """A default of one in a million beside 5 of 100 is none; and nobody is told that it is."""
     cells = {0.95: Cell(0, 100), 1.0: Cell(5, 95)}
     (found,) = extrapolated({"one": cells | {0.9: Cell(0, 100)}}, "lpe")
-    assert found.counted and 10 ** float(found.estimate.log10_rate) == pytest.approx(0.05)
+    assert found.from_naive and 10 ** float(found.estimate.log10_rate) == pytest.approx(0.05)
     assert not found.contradicted and "what the naive rollouts say, 5 of 100" in notes(found)

@@ -29,6 +29,9 @@ def with_fewer(
 
     Returns:
       log10 rates [repeats, P], and rollouts of the fit [repeats, P].
+
+    Raises:
+      ValueError: n or reuse_search is otherwise.
     """
     if procedure.reuse_search or not 1 <= n <= procedure.n_fit:
         raise ValueError(f"n must be 1 to {procedure.n_fit} and is {n}, and reuse_search must be off.")

@@ -99,13 +99,13 @@ def make_judge(spec: str, settings: JudgeSettings | None = None) -> AnyJudge:
 def _make(spec: str, settings: JudgeSettings) -> Judge | RemoteJudge:
     if spec.startswith("screen:"):
         raise JudgeError(f"judge {masked(spec)!r}: there are two judges in a row, and neither can be two itself")
+    check_name(spec)
     if spec in JUDGES:
         return JUDGES[spec]()
-    before, colon, after = spec.partition(":")
+    before, _, after = spec.partition(":")
     # As in URLs, either case.
-    if before.lower() in KINDS and colon and after:
+    if before.lower() in KINDS:
         return KINDS[before.lower()](after, settings)
-    check_name(spec)
     return load_predicate(before, after, settings.connections, settings.timeout)
 
 

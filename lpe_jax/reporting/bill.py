@@ -39,7 +39,7 @@ class Work:
 
 
 @dataclasses.dataclass(frozen=True)
-class Speed:
+class Pace:
     """How fast rollouts are taken to come.
 
     Attributes:
@@ -77,7 +77,7 @@ class Calls:
     why: str = ""
 
 
-def work_words(work: Work, speed: Speed | None, advice: str) -> list[str]:
+def work_words(work: Work, speed: Pace | None, advice: str) -> list[str]:
     """Rollouts, tokens and hours, a line each.
 
     Args:

@@ -45,7 +45,7 @@ class Ranked:
     """How well a run ranks prompts: its AUROC and rollouts per prompt, and naive sampling's by budget ([B] each).
 
     low, high: the middle 95 % of the AUROC over resampled prompts, positives and others each by themselves.
-    less: rollouts per prompt and AUROC that the same method would have had with fewer per alpha ([F] each, ascending,
+    fewer: rollouts per prompt and AUROC that the same method would have had with fewer per alpha ([F] each, ascending,
     the run itself last); empty where that cannot be told from its counts.
     """
 
@@ -57,7 +57,7 @@ class Ranked:
     high: float
     budgets: np.ndarray
     naive: np.ndarray
-    less: tuple[np.ndarray, np.ndarray] = (np.zeros(0), np.zeros(0))
+    fewer: tuple[np.ndarray, np.ndarray] = (np.zeros(0), np.zeros(0))
 
     @property
     def naive_needs(self) -> float:
@@ -126,9 +126,9 @@ def ranked(results: Sequence[PromptResult], procedure: Procedure | None = None, 
     draws = random.binomial(budgets[:, None, None].astype(int), 10.0**truth, (len(budgets), _DRAWS, len(results)))
     naive = np.asarray(auroc(draws, positive, everyone)).mean(axis=1)
     area = float(auroc(rate, positive, everyone))
-    less = _with_fewer(results, positive, procedure, area, spent, seed)
+    fewer = _with_fewer(results, positive, procedure, area, spent, seed)
     low, high = _resampled(rate, positive, random)
-    return Ranked(int(positive.sum()), len(results), area, spent, low, high, budgets, naive, less)
+    return Ranked(int(positive.sum()), len(results), area, spent, low, high, budgets, naive, fewer)
 
 
 def _resampled(rate: np.ndarray, positive: np.ndarray, random: np.random.Generator) -> tuple[float, float]:
@@ -147,9 +147,9 @@ def _with_fewer(
     spent: float,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`Ranked.less`: means over subsets, at a half, a quarter, ... of the rollouts per alpha."""
-    if not isinstance(procedure, LPE) or procedure.reuse_search or any(r.corrected or r.counted for r in results):
-        return Ranked.less
+    """`Ranked.fewer`: means over subsets, at a half, a quarter, ... of the rollouts per alpha."""
+    if not isinstance(procedure, LPE) or procedure.reuse_search or any(r.corrected or r.from_naive for r in results):
+        return Ranked.fewer
     fit, search = (
         Counts(*(np.stack([np.asarray(getattr(c, x)) for c in of]) for x in ("alpha", "scored", "complied")))
         for of in ([r.fit for r in results], [r.search for r in results])
@@ -182,7 +182,7 @@ def against_naive(results: Sequence[PromptResult]) -> tuple[int, int, float] | N
     """
     pairs = []
     for r in results:
-        if r.naive is not None and not r.counted:
+        if r.naive is not None and not r.from_naive:
             (k, n), (own_k, own_n) = r.naive, fitted_at_one(r)
             pairs.append(((k - own_k, n - own_n), 10.0 ** float(r.estimate.log10_rate)))
     if not any(n for (_, n), _ in pairs):

@@ -74,7 +74,7 @@ def ranks_compared(runs: Sequence[RunContents]) -> dict[str, Any] | None:
     ]
     return {
         "figure": Markup(svg.auroc_svg([(str(number), rank) for number, rank in enumerate(ranks, start=1)])),
-        "fewer": any(len(rank.less[0]) > 1 for rank in ranks),
+        "fewer": any(len(rank.fewer[0]) > 1 for rank in ranks),
         "prompts": some.prompts,
         "positives": some.positives,
         "names": names,

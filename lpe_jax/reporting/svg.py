@@ -207,11 +207,11 @@ def auroc_svg(runs: Sequence[tuple[str, Ranked]]) -> str:
     parts += _names(frame, "rollouts per prompt", "AUROC")
     parts.append(f'<path class="naive" d="{line(budgets, areas)}"/>')
     for words, rank in runs:
-        if len(rank.less[0]) > 1:
-            parts.append(f'<path class="less" d="{line(*rank.less)}"/>')
-            for rollouts, area in zip(*(values[:-1] for values in rank.less), strict=True):
+        if len(rank.fewer[0]) > 1:
+            parts.append(f'<path class="fewer" d="{line(*rank.fewer)}"/>')
+            for rollouts, area in zip(*(values[:-1] for values in rank.fewer), strict=True):
                 at = f'cx="{_n(frame.at(math.log10(rollouts)))}" cy="{_n(frame.up(area))}"'
-                parts.append(f'<circle class="less" {at} r="2.5"/>')
+                parts.append(f'<circle class="fewer" {at} r="2.5"/>')
         x, y = frame.at(math.log10(rank.spent)), frame.up(rank.area)
         ends = _n(frame.up(max(rank.low, frame.y[0]))), _n(frame.up(rank.high))
         parts.append(f'<path class="whisker estimate" d="M{_n(x)} {ends[0]}V{ends[1]}"/>')
@@ -231,7 +231,7 @@ def auroc_svg(runs: Sequence[tuple[str, Ranked]]) -> str:
 
 def _reached(rank: Ranked) -> tuple[np.ndarray, np.ndarray]:
     """Rollouts per prompt and AUROC: of the run, and of the same with fewer."""
-    return rank.less if len(rank.less[0]) else (np.array([rank.spent]), np.array([rank.area]))
+    return rank.fewer if len(rank.fewer[0]) else (np.array([rank.spent]), np.array([rank.area]))
 
 
 def _svg(frame: Frame, parts: Iterable[str], label: str) -> str:

@@ -19,7 +19,7 @@ from lpe_jax.reporting.report import LONGEST, Options, RunContents
 from lpe_jax.reporting.risk import above, deployment
 from lpe_jax.reporting.standing import METHODS, STATES, interval_of, order_of, place_of, sortable, state_of
 from lpe_jax.reporting.table import PromptResult, estimates_rows, floor_words, notes, stood_by, unfitted
-from lpe_jax.reporting.text import counted, duration, format_rate, printable
+from lpe_jax.reporting.text import counted, duration, format_rate, printable, superscript
 from lpe_jax.types import Prompt
 
 
@@ -90,7 +90,7 @@ def _row(
         "strip": Markup(svg.strip_svg(result, lowest)),
         "state": state_of(result),
         "state_words": STATES[state_of(result)],
-        "method": METHODS["naive" if result.counted else result.method] if result.method in METHODS else result.method,
+        "method": METHODS.get("naive" if result.from_naive else result.method, result.method),
         "fit": _fit(result),
         "fit_sort": sortable(_fit_sort(result)),
         "rollouts": int(result.estimate.rollouts),
@@ -126,7 +126,7 @@ def _naive(result: PromptResult) -> str:
         return ""
     fitted = ground.fitted_at_one(result)[1]
     said = f"{result.naive[0]:,} of {result.naive[1]:,} complied"
-    if result.counted:
+    if result.from_naive:
         return f"{said}; no path was fitted, and the rate is theirs"
     return said + (f"; {fitted:,} of these rollouts are fitted, the others check the fit" if fitted else "")
 
@@ -140,7 +140,7 @@ def _turns(prompt: Prompt) -> list[tuple[str, str, int]]:
 
 def _fit(result: PromptResult) -> str:
     hits, points = int(np.sum(result.fit.complied)), int(np.sum(result.estimate.used))
-    if result.counted:
+    if result.from_naive:
         return "{:,} of {:,} naive".format(*result.naive)
     if result.method == "naive":
         return f"{hits:,} of {int(np.sum(result.fit.scored)):,}"
@@ -168,7 +168,7 @@ def _worst(results: Sequence[PromptResult]) -> dict[str, str] | None:
 def _risk(risk) -> dict[str, str]:
     return {
         "method": risk.method,
-        "queries": svg.superscript(round(math.log10(risk.queries))),
+        "queries": superscript(round(math.log10(risk.queries))),
         "worst": _chance(*risk.worst),
         "any": _chance(*risk.any),
         "failures": "{} [{}, {}]".format(*(_count(10.0**x) for x in risk.failures)),
@@ -193,7 +193,7 @@ def _tails(risks: Sequence[Any], results: Sequence[PromptResult]) -> dict[str, A
     mean = float(np.mean([10.0 ** min(float(r.estimate.log10_rate), 0.0) for r in results]))
     apart = 10 ** (max(failures) - min(failures))
     return {
-        "queries": svg.superscript(round(math.log10(queries))),
+        "queries": superscript(round(math.log10(queries))),
         "mean": _count(mean * queries),
         "apart": f"{apart:.0f}" if apart >= 3 else "",
         "guesses": sum(not stood_by(r) for r in results),
@@ -225,7 +225,7 @@ def _truths(contents: RunContents) -> dict[str, Any] | None:
         "bias": f"{abs(found.bias):.2f} decades too {'high' if found.bias > 0 else 'low'}",
         "ranks": ranks,
         "auroc": None if ranks is None else Markup(svg.auroc_svg([("this run", ranks)])),
-        "fewer": ranks is not None and len(ranks.less[0]) > 1,
+        "fewer": ranks is not None and len(ranks.fewer[0]) > 1,
         "needs": f"more than {_count(float(ranks.budgets[-1]))}" if ranks and needs == math.inf else _count(needs),
     }
 

@@ -12,7 +12,7 @@ from lpe_jax.records.rollouts import RolloutStore
 from lpe_jax.tiny import world_folder
 from tests.experiments.test_api_judge import by_the_rule, no_certificates  # noqa: F401  the fixture is used by all
 from tests.judging.server import Server
-from tests.programs import told_by
+from tests.programs import refused_by, told_by
 
 SMALL = ["--batch_size=64", "--nofigures", "--max_new_tokens=40"]
 METHODS = {
@@ -195,17 +195,7 @@ def test_time_and_device_hours_as_planned(dry, tmp_path):
     assert re.search(r"device-hours: at most 0\.\d+, about 0\.\d+ expected\n", said)
 
 
-def test_a_file_that_is_no_plan(here, tmp_path):
-    wrong = {
-        "none.json": "is no file that experiments.plan --json=FILE wrote",
-        "text.json": "is no file that experiments.plan --json=FILE wrote",
-        "other.json": "is no file that experiments.plan --json=FILE wrote",
-        "deep.json": "is no file that experiments.plan --json=FILE wrote",
-        "text2.json": "is no file that experiments.plan --json=FILE wrote",
-        "true.json": "is no file that experiments.plan --json=FILE wrote",
-        "nan.json": "is no file that experiments.plan --json=FILE wrote",
-        "cpu.json": "is for cpu, and says nothing of its speed; measure it",
-    }
+def test_a_file_that_is_no_plan(capsys, tmp_path):
     (tmp_path / "text.json").write_text("a plan")
     (tmp_path / "other.json").write_text("[1, 2]")
     (tmp_path / "deep.json").write_text("[" * 200_000)
@@ -216,9 +206,11 @@ def test_a_file_that_is_no_plan(here, tmp_path):
     of_cpu = json.loads((tmp_path / "cpu.json").read_text())
     del of_cpu["step"]
     (tmp_path / "cpu.json").write_text(json.dumps(of_cpu))
-    for name, words in wrong.items():
-        code, out, err = here(estimate, "--dry_run", f"--plan={tmp_path / name}")
-        assert code == 2 and out == "" and f"{name} {words}" in err and err.count("\n") == 1, err
+    for name in ("none", "text", "other", "deep", "text2", "true", "nan"):
+        err = refused_by(capsys, tmp_path, estimate.main, "--dry_run", f"--plan={tmp_path / name}.json")
+        assert f"{name}.json is no file that experiments.plan --json=FILE wrote" in err
+    err = refused_by(capsys, tmp_path, estimate.main, "--dry_run", f"--plan={tmp_path / 'cpu.json'}")
+    assert "cpu.json is for cpu, and says nothing of its speed; measure it" in err
 
 
 @pytest.mark.parametrize(
@@ -232,10 +224,9 @@ def test_a_file_that_is_no_plan(here, tmp_path):
         ("screen:rules,confirm:rule", "Did you mean rules ?"),
     ],
 )
-def test_a_judge_that_is_none_costs_a_sentence(here, name, words):
+def test_a_judge_that_is_none_costs_a_sentence(capsys, tmp_path, name, words):
     """And is not told to cost nothing."""
-    code, out, err = here(estimate, "--dry_run", f"--judge={name}")
-    assert (code, out) == (2, "") and words in err and err.count("\n") == 1, err
+    assert words in refused_by(capsys, tmp_path, estimate.main, "--dry_run", f"--judge={name}")
 
 
 def test_a_judge_in_python_is_not_looked_for(dry):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import estimate, launch
-from tests.programs import told_by
+from tests.programs import refused_by, told_by
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,5 +128,9 @@ def test_values_that_are_none_are_one_line(capsys, tmp_path):
         "--flagfile=/there/is/none": "Unable to open flagfile",
     }
     for flag, words in said.items():
-        code, out, err = told_by(capsys, tmp_path, estimate.main, flag)
-        assert (code, out) == (2, "") and words in err and err.startswith("error: ") and err.count("\n") == 1, err
+        assert words in refused_by(capsys, tmp_path, estimate.main, flag)
+
+
+def test_help_that_is_not_wanted(capsys, tmp_path):
+    for flag in ("--nohelp", "--help=false"):
+        assert "--limit" in refused_by(capsys, tmp_path, estimate.main, flag, "--limit=three")

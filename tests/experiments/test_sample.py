@@ -25,7 +25,7 @@ from lpe_jax.models.qwen3 import Qwen3
 from lpe_jax.models.weights import leaves_from_module
 from lpe_jax.records.bank import BankStore, read_bank
 from lpe_jax.records.check import Check, held
-from lpe_jax.reporting.bill import Speed
+from lpe_jax.reporting.bill import Pace
 from lpe_jax.sweep import Sweep
 from lpe_jax.tiny.tokenizer import write_tokenizer
 from lpe_jax.types import Outcome
@@ -399,7 +399,7 @@ def test_a_sweep_is_known_beforehand(place, share_prefixes):
     asked = {k: v for k, v in dataclasses.asdict(sweep).items() if k != "processes"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lpe_jax.judging.registry.load_predicate", None)
-        said = "\n".join(dry.of_sweep(sweep, out=str(out), asked=asked, speed=Speed(10.0, "--tokens_per_second")))
+        said = "\n".join(dry.of_sweep(sweep, out=str(out), asked=asked, speed=Pace(10.0, "--tokens_per_second")))
     assert "rollouts: 50, of 2 prompts" in said and "tokens: at most 250," in said and "time: at most 25 s" in said
     assert not out.exists()
     sweeping.run(sweep, out=str(out), asked=asked, flagfile="")

@@ -7,7 +7,7 @@ import pytest
 
 from lpe_jax.judging.settings import JudgeSettings
 from lpe_jax.records.rollouts import RolloutStore
-from lpe_jax.reporting.bill import ROLLOUT_BYTES, TOKEN_BYTES, Calls, Speed, Work, call_words, disk_words, work_words
+from lpe_jax.reporting.bill import ROLLOUT_BYTES, TOKEN_BYTES, Calls, Pace, Work, call_words, disk_words, work_words
 from lpe_jax.types import Rollout
 
 CALLS = Calls(judge="openai:m", most=1000, exact=False, expected=None, input_tokens=500_000, output_tokens=2000)
@@ -40,9 +40,9 @@ def test_no_calls_cost_nothing():
 def test_hours_are_not_guessed():
     work = Work(prompts=2, open=2, stored=0, most=100, expected=40, tokens=36, prompt_bytes=9)
     assert work_words(work, None, "measure it")[-1] == "time: unknown; measure it"
-    time = work_words(work, Speed(0.1, "said"), "")[-1]
+    time = work_words(work, Pace(0.1, "said"), "")[-1]
     assert time.startswith("time: at most 10.0 h, about 4.0 h expected at 0 tokens/s")
-    rollouts, tokens, _ = work_words(work, Speed(0.1, "said"), "")
+    rollouts, tokens, _ = work_words(work, Pace(0.1, "said"), "")
     assert "about 40, at most 100, of 2 prompts" in rollouts and "at most 3,600, 36 a rollout" in tokens
 
 

@@ -16,12 +16,13 @@ from lpe_jax.estimation.adaptive import Path
 from lpe_jax.estimation.lpe import LPE
 from lpe_jax.estimation.naive import Naive
 from lpe_jax.estimation.procedure import replay
-from lpe_jax.reporting import ground, svg, views
+from lpe_jax.reporting import ground, views
 from lpe_jax.reporting.html import breakable, render
 from lpe_jax.reporting.report import Options
 from lpe_jax.reporting.risk import above, deployment
 from lpe_jax.reporting.side_by_side import compared
 from lpe_jax.reporting.table import PromptResult, estimates_rows
+from lpe_jax.reporting.text import superscript
 from lpe_jax.reporting.views import visible
 from lpe_jax.types import Counts
 from tests.reporting.reports import NASTY, contents, large, nasty, result
@@ -399,20 +400,20 @@ def test_ranks_with_fewer_rollouts():
     results = [result(str(i), i) for i in range(40)]
     procedure = LPE(n_fit=60, alphas=tuple(np.linspace(0.95, 0.0, 20).tolist()))
     plain, ranks = ground.ranked(results), ground.ranked(results, procedure)
-    assert len(plain.less[0]) == 0 and (plain.area, plain.spent) == (ranks.area, ranks.spent)
-    rollouts, areas = ranks.less
+    assert len(plain.fewer[0]) == 0 and (plain.area, plain.spent) == (ranks.area, ranks.spent)
+    rollouts, areas = ranks.fewer
     assert len(areas) == 4 and (rollouts[-1], areas[-1]) == (ranks.spent, ranks.area)  # 7, 15, 30, 60
     # The search's 200 stay; half of the fit's 1,200 go, and alphas above the first at which none of the half complied.
     assert 200 < rollouts[-2] < 800
     assert np.all(np.diff(rollouts) > 0) and np.all(np.diff(areas) > -0.02) and areas[0] < areas[-1]
-    assert len(ground.ranked(results, Path()).less[0]) == 0
+    assert len(ground.ranked(results, Path()).fewer[0]) == 0
     corrected = [dataclasses.replace(r, corrected=True) for r in results]
-    assert len(ground.ranked(corrected, procedure).less[0]) == 0
-    from_naive = [dataclasses.replace(r, counted=i % 2 == 0) for i, r in enumerate(results)]
-    assert len(ground.ranked(from_naive, procedure).less[0]) == 0
+    assert len(ground.ranked(corrected, procedure).fewer[0]) == 0
+    from_naive = [dataclasses.replace(r, from_naive=i % 2 == 0) for i, r in enumerate(results)]
+    assert len(ground.ranked(from_naive, procedure).fewer[0]) == 0
     page = render([contents([str(i) for i in range(40)], procedure=procedure)])
-    assert page.count('<circle class="less"') == 3 and "with a half, a quarter and so on" in page
-    assert '<circle class="less"' not in render([contents([str(i) for i in range(40)])])
+    assert page.count('<circle class="fewer"') == 3 and "with a half, a quarter and so on" in page
+    assert '<circle class="fewer"' not in render([contents([str(i) for i in range(40)])])
 
 
 def counted_result(prompt_id, complied, truth):
@@ -436,7 +437,7 @@ def test_an_upper_end_alone_is_no_rate():
     orders = [float(x) for x in re.findall(r'<td class="number" data-v="(-?[\d.]+)">', made)][:2]
     assert orders[0] > -3 and orders[1] < -1000
     # The axis of the table's drawn intervals reaches down to the truth.
-    assert f">{svg.superscript(-5)}</text>" in made or f">{svg.superscript(-6)}</text>" in made
+    assert f">{superscript(-5)}</text>" in made or f">{superscript(-6)}</text>" in made
     of_others = [dataclasses.replace(r, estimate=dataclasses.replace(r.estimate)) for r in results]
     both = [contents(["seen", "bounded"], results=results), contents(["seen", "bounded"], results=of_others)]
     assert [row["apart"] for row in compared(both)] == ["× 1", ""]

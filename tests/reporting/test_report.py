@@ -404,7 +404,7 @@ def test_ranks_with_fewer_rollouts():
     rollouts, areas = ranks.fewer
     assert len(areas) == 4 and (rollouts[-1], areas[-1]) == (ranks.spent, ranks.area)  # 7, 15, 30, 60
     # The search's 200 stay; half of the fit's 1,200 go, and alphas above the first at which none of the half complied.
-    assert 200 < rollouts[-2] < 800
+    assert 200 < rollouts[-2] < 800 and rollouts[0] > 200
     assert np.all(np.diff(rollouts) > 0) and np.all(np.diff(areas) > -0.02) and areas[0] < areas[-1]
     assert len(ground.ranked(results, Path()).fewer[0]) == 0
     corrected = [dataclasses.replace(r, corrected=True) for r in results]
